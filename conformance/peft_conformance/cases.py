@@ -1,0 +1,93 @@
+"""What a clause becomes: cases at points of its matrix, each a program for the driver and checks for the judge.
+
+The records here are plain and frozen; they are the contract between loader, driver, judge and runner.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Plain = Any  # null, boolean, number, string, list or mapping of the same: whatever JSON can hold
+
+
+@dataclass(frozen=True)
+class Check:
+    """One assertion of a clause: `word` names what is compared, `body` says with what."""
+
+    id: str
+    word: str  # a key of the schema's checks, or the derived words `raises` and `frame`
+    body: Plain
+    level: str  # the clause's level, unless the check states its own
+    line: int  # where it stands in the clause's file
+    because: str | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The checks of a clause for one API range."""
+
+    api: str
+    checks: tuple[Check, ...]
+
+
+@dataclass(frozen=True)
+class Clause:
+    """One normative sentence with its source and the scenario that shows it."""
+
+    id: str
+    level: str
+    text: str
+    sources: tuple[dict[str, Any], ...]
+    api: str
+    profile: str
+    topic: str
+    file: Path
+    line: int
+    given: tuple[dict[str, Any], ...]
+    when: tuple[dict[str, Any], ...]
+    modifies: tuple[dict[str, Any], ...]
+    variants: tuple[Variant, ...]  # a clause with a plain `then` has one, over its whole range
+    matrix: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # named sets resolved
+    exclude: tuple[dict[str, Any], ...] = ()
+    requires: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+    decided: str | None = None
+    law: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """A clause at one point of its matrix: executed once, judged check by check."""
+
+    clause: Clause
+    axes: dict[str, Any]
+    program: dict[str, Any]  # what the driver receives: steps with every axis filled in, nothing expected
+    checks: tuple[Check, ...]  # with every axis filled in; includes the derived `raises` and `frame` checks
+
+    @property
+    def id(self) -> str:
+        """`clause[axis=value,...]`, the axes in alphabetical order."""
+        if not self.axes:
+            return self.clause.id
+        return f"{self.clause.id}[{','.join(f'{k}={plain_text(v)}' for k, v in sorted(self.axes.items()))}]"
+
+
+def plain_text(value: Any) -> str:
+    """An axis value as it stands in an id: YAML's spelling, so `true` rather than `True`."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge says of one check of one case."""
+
+    case: str
+    check: str
+    verdict: str  # pass, fail, warn, info, error, blocked, unsupported, not-applicable, not-run, ...
+    expected: Plain = None
+    observed: Plain = None
+    detail: str = ""
+    at: dict[str, Any] = field(default_factory=dict)  # where in the observation: tensor, module, key, step
