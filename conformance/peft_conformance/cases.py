@@ -1,4 +1,4 @@
-"""What a clause becomes: cases at points of its matrix, each a program for the driver and checks for the judge.
+"""What a clause becomes: cases at points of its matrix, each a program to perform and checks to judge.
 
 The records here are plain and frozen; they are the contract between loader, driver, judge and runner.
 """
@@ -49,13 +49,19 @@ class Clause:
     when: tuple[dict[str, Any], ...]
     modifies: tuple[dict[str, Any], ...]
     variants: tuple[Variant, ...]  # a clause with a plain `then` has one, over its whole range
-    matrix: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # named sets resolved
+    matrix: dict[str, tuple[Any, ...]] = field(
+        default_factory=dict
+    )  # named sets resolved, at every API level
+    axis_sets: dict[str, str] = field(default_factory=dict)  # axis -> the named set that it runs over
     exclude: tuple[dict[str, Any], ...] = ()
     requires: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
     decided: str | None = None
     law: bool = False
+    lines: dict[str, int] = field(
+        default_factory=dict, repr=False, compare=False
+    )  # key of the clause -> its line
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,9 @@ class Case:
     axes: dict[str, Any]
     program: dict[str, Any]  # what the driver receives: steps with every axis filled in, nothing expected
     checks: tuple[Check, ...]  # with every axis filled in; includes the derived `raises` and `frame` checks
+    requires: tuple[
+        str, ...
+    ] = ()  # capabilities: the clause's own, its models', and `method-<name>` of each config
 
     @property
     def id(self) -> str:

@@ -1,0 +1,302 @@
+"""Clauses become cases: axes filled in, sets resolved, variants chosen, one program for the driver each."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from allpairspy import AllPairs
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from peft_conformance.cases import Case, Check, Clause
+from peft_conformance.language import Suite, injectable
+
+Matrix = Literal["full", "pairwise", "smoke"]
+Point = dict[str, Any]  # axis -> value
+NOT_WORDS = {
+    "args",
+    "as",
+    "on",
+    "label",
+    "raises",
+    "index",
+    "attempt",
+}  # keys of a step beside the one that names it
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A case that is not run, and why: `not-applicable` (API level) or `unsupported` (capability)."""
+
+    case: Case
+    verdict: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """The cases to run, and those that are counted without being run."""
+
+    cases: list[Case]
+    skipped: list[Skipped]
+
+
+def expand(
+    suite: Suite,
+    *,
+    api_level: str,
+    matrix: Matrix = "full",
+    offers: Collection[str] | Literal["all"] = "all",
+    lacks: Mapping[str, str] | None = None,
+    profile: str | Sequence[str] | None = None,
+    clauses: Collection[str] | None = None,
+) -> Expansion:
+    """All cases of a suite for an implementation that claims `api_level`, in the order of the files.
+
+    `offers` names the capabilities that the implementation has (`method-lora` and the like included) or is
+    "all"; `lacks` maps those that it does not have to the reason. `profile` and `clauses` select by profile and
+    by clause id; what they leave out is not returned at all.
+    """
+    level = Version(api_level)
+    profiles = {profile} if isinstance(profile, str) else set(profile or ())
+    cases: list[Case] = []
+    skipped: list[Skipped] = []
+    for clause in suite.clauses:
+        if profiles and clause.profile not in profiles:
+            continue
+        if clauses is not None and clause.id not in clauses:
+            continue
+        reasons: dict[str, str] = {}
+        groups: dict[str, list[Case]] = {"run": [], "not-applicable": [], "unsupported": []}
+        for point in points(clause):
+            case = _case(suite, clause, point, level)
+            verdict, reasons[case.id] = _standing(suite, case, level, offers, lacks or {})
+            groups[verdict].append(case)
+        cases += select(groups.pop("run"), matrix)
+        for verdict, group in groups.items():  # counted by the same measure as the cases that are run
+            skipped += [Skipped(case, verdict, reasons[case.id]) for case in select(group, matrix)]
+    return Expansion(cases, skipped)
+
+
+def contains(api_range: str, level: Version | str) -> bool:
+    """Whether an API level lies in a PEP 440 range, pre-releases included."""
+    return SpecifierSet(api_range).contains(level, prereleases=True)
+
+
+def points(clause: Clause) -> list[Point]:
+    """The points of a clause's matrix that no `exclude` names; without a matrix, the one empty point."""
+    axes = list(clause.matrix)
+    every = (dict(zip(axes, values, strict=True)) for values in itertools.product(*clause.matrix.values()))
+    return [point for point in every if not any(excludes(entry["when"], point) for entry in clause.exclude)]
+
+
+def excludes(when: Mapping[str, Any], point: Point) -> bool:
+    """Whether an exclude names this point: every axis that it lists has (one of) the listed values."""
+    return all(
+        axis in point and repr(point[axis]) in map(repr, value if isinstance(value, list) else [value])
+        for axis, value in when.items()
+    )
+
+
+def select(cases: list[Case], matrix: Matrix) -> list[Case]:
+    """The cases of one clause that a matrix size keeps: all, enough for all pairs of values, or one."""
+    if matrix == "smoke":
+        return cases[:1]
+    if matrix == "full" or not cases or len(cases[0].axes) < 3:  # with two axes, the pairs are the points
+        return cases
+    by_point = {tuple(case.axes.items()): case for case in cases}
+    axes = list(cases[0].axes)
+    values = [list(dict.fromkeys(case.axes[axis] for case in cases)) for axis in axes]
+    rows = AllPairs(values, filter_func=lambda row: len(row) < len(axes) or _point(axes, row) in by_point)
+    chosen = {_point(axes, row) for row in rows}
+    # Excludes can leave a pair that the search does not reach: the first point that has it is added.
+    covered = {pair for point in chosen for pair in itertools.combinations(point, 2)}
+    for point in by_point:
+        pairs = set(itertools.combinations(point, 2))
+        if not pairs <= covered:
+            chosen.add(point)
+            covered |= pairs
+    return [case for point, case in by_point.items() if point in chosen]
+
+
+def _point(axes: list[str], row: Iterable[Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(zip(axes, row, strict=True))
+
+
+# --- one case -------------------------------------------------------------------------------------
+
+
+def fill(value: Any, axes: Point) -> Any:
+    """A copy in which each `{axis: name}` is the axis's value and `to_axis: name` is `to: value`."""
+    if isinstance(value, dict):
+        if set(value) == {"axis"} and value["axis"] in axes:
+            return axes[value["axis"]]
+        if value.get("to_axis") in axes:
+            value = {**{k: v for k, v in value.items() if k != "to_axis"}, "to": axes[value["to_axis"]]}
+        return {key: fill(item, axes) for key, item in value.items()}
+    if isinstance(value, list):
+        return [fill(item, axes) for item in value]
+    return value
+
+
+def flat(steps: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Steps in order, those inside `within` after the step that holds them."""
+    for step in steps:
+        yield step
+        if "within" in step:
+            yield from flat(step["within"]["steps"])
+
+
+def step_word(step: Mapping[str, Any]) -> str:
+    """The key that names what a step does."""
+    return next(key for key in step if key not in NOT_WORDS)
+
+
+def step_options(step: dict[str, Any]) -> dict[str, Any]:
+    """The mapping that carries a step's `label` and `raises`: the step of a call, the body of any other."""
+    body = step[step_word(step)]
+    return body if isinstance(body, dict) else step
+
+
+def step_label(step: dict[str, Any]) -> str | None:
+    """The name under which checks speak of a step: its label, or the entity that it makes."""
+    options = step_options(step)
+    return options.get("label") or step.get("as") or options.get("id")
+
+
+def configs(value: Any) -> Iterator[dict[str, Any]]:
+    """Every config in a step or a list of steps, made by `make_config` or on the spot."""
+    if isinstance(value, dict):
+        if "config" in value and set(value) <= {"id", "config", "fields"}:
+            yield value
+        for item in value.values():
+            yield from configs(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from configs(item)
+
+
+def _case(suite: Suite, clause: Clause, point: Point, level: Version) -> Case:
+    given, when = fill(list(clause.given), point), fill(list(clause.when), point)
+    steps = list(flat([*given, *when]))
+    models = sorted({step["make_model"]["model"] for step in steps if "make_model" in step})
+    methods = {str(made["config"]).upper() for made in configs([*given, *when])} & set(suite.cards)
+    calls = sorted({step["call"] for step in steps if "call" in step})
+    requires = {*clause.requires, *(f"method-{method.lower()}" for method in methods)}
+    requires.update(*(suite.models[name].get("requires", ()) for name in models if name in suite.models))
+
+    variant = next((v for v in clause.variants if contains(v.api, level)), clause.variants[0])
+    checks = [Check(c.id, c.word, fill(c.body, point), c.level, c.line, c.because) for c in variant.checks]
+    checks += _derived(clause, when)
+    case = Case(clause, point, {}, tuple(checks), tuple(sorted(requires)))
+    case.program.update(
+        case=case.id,
+        given=_steps(suite, given),
+        when=_steps(suite, when),
+        models={name: suite.models[name] for name in models if name in suite.models},
+        slots=sorted(
+            {name.split(".")[0] for card in suite.cards.values() for name in card.get("tensors", ())}
+        ),
+        prefixes=sorted({card["prefix"] for card in suite.cards.values()} - {""}),
+        operations={call: suite.operations[call] for call in calls if call in suite.operations},
+        values=[step["capture"]["id"] for step in steps if step.get("capture", {}).get("values")],
+    )
+    return case
+
+
+def _steps(suite: Suite, steps: list[dict[str, Any]], within: str = "") -> list[dict[str, Any]]:
+    """Steps as the driver takes them: configs resolved, no expected error class, each with its index."""
+    result = []
+    for number, filled in enumerate(steps):
+        step = _resolve(suite, filled)
+        options, label = step_options(step), step_label(step)
+        options.pop("label", None)
+        if options.pop("raises", None):
+            step["attempt"] = True
+        if label:
+            step["label"] = label
+        step["index"] = f"{within}{number}" if within else number
+        if "within" in step:
+            step["within"]["steps"] = _steps(suite, filled["within"]["steps"], f"{number}.")
+        result.append(step)
+    return result
+
+
+def _resolve(suite: Suite, value: Any) -> Any:
+    """A copy with each config as class and fields, the fields of the clause laid over the card's `use`."""
+    if isinstance(value, list):
+        return [_resolve(suite, item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    card = (
+        suite.cards.get(str(value["config"]).upper())
+        if any(made is value for made in configs(value))
+        else None
+    )
+    if card is None:  # no config, or one that no card describes: none, unknown, not-a-config
+        return {key: _resolve(suite, item) for key, item in value.items()}
+    config = {
+        "class": card["config"]["class"],
+        "fields": {**card["config"]["use"], **value.get("fields", {})},
+    }
+    return {"id": value["id"], "config": card["method"], **config} if "id" in value else {"config": config}
+
+
+def _derived(clause: Clause, when: list[dict[str, Any]]) -> list[Check]:
+    """The checks that a clause implies: the errors it names are raised, only what it names is modified."""
+    pairs = zip(_indexed(when), flat(clause.when), strict=True)
+    raising = [(i, s, raw) for (i, s), raw in pairs if "raises" in step_options(s)]
+    result = []
+    for index, step, raw in raising:
+        where = step_label(step) or index
+        name = "raises" if len(raising) == 1 else f"raises-{where}"
+        body = {"step": where, "error": step_options(step)["raises"]}
+        result.append(Check(name, "raises", body, clause.level, getattr(raw, "line", clause.line)))
+    level = clause.level if clause.level in ("MAY", "UNSPECIFIED") else "MUST"
+    line = clause.lines.get("modifies", clause.line)
+    return [*result, Check("frame", "frame", {"modifies": [dict(m) for m in clause.modifies]}, level, line)]
+
+
+def _indexed(steps: list[dict[str, Any]], within: str = "") -> Iterator[tuple[int | str, dict[str, Any]]]:
+    for number, step in enumerate(steps):
+        yield (f"{within}{number}" if within else number), step
+        if "within" in step:
+            yield from _indexed(step["within"]["steps"], f"{number}.")
+
+
+# --- what is not run ------------------------------------------------------------------------------
+
+
+def _standing(
+    suite: Suite,
+    case: Case,
+    level: Version,
+    offers: Collection[str] | Literal["all"],
+    lacks: Mapping[str, str],
+) -> tuple[str, str]:
+    """Whether a case is to `run`, or else the verdict that it has without being run; and the reason."""
+    clause = case.clause
+    if not contains(clause.api, level):
+        return "not-applicable", f"API level {level} is not in {clause.api}"
+    for method, card in suite.cards.items():
+        if f"method-{method.lower()}" in case.requires and not contains(card.get("api", ">=0"), level):
+            return "not-applicable", f"{method} is not in API level {level}, but in {card['api']}"
+    for axis, name in clause.axis_sets.items():
+        wanted = suite.sets[name].get("cards", {}).get("injectable")
+        method = str(case.axes[axis]).upper()
+        if wanted is not None and can_inject(suite.cards[method], level) is not wanted:
+            return "not-applicable", f"{method} is not in the set {name!r} at API level {level}"
+    for name in case.requires:
+        if name in lacks:
+            return "unsupported", f"{name}: {lacks[name]}"
+        if offers != "all" and name not in offers:
+            return "unsupported", f"{name} is not offered"
+    return "run", ""
+
+
+def can_inject(card: Mapping[str, Any], level: Version | str) -> bool:
+    """Whether a card's method can be injected at an API level; outside all of its ranges it cannot."""
+    return any(yes for api, yes in injectable(card).items() if contains(api, level))
