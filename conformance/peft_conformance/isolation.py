@@ -1,0 +1,110 @@
+"""What a case must not leave behind: random states, filters, flags, folders and the environment are put
+back.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def isolated() -> Iterator[tuple[Path, list[warnings.WarningMessage]]]:
+    """Run a case in a fresh folder from seed 0, with every warning recorded, and put the process back
+    afterwards.
+
+    Yields the folder and the list that warnings are appended to. Restored, also when the case raises: the
+    random states (torch, cuda where in use, random, numpy where loaded), warning filters, default dtype and
+    device, grad mode, deterministic flags, thread count, working directory, environment and import path.
+    """
+    cwd, environment, import_path = os.getcwd(), dict(os.environ), list(sys.path)
+    states = _random_states()
+    dtype, grad, threads = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()
+    device, deterministic = torch.get_default_device(), torch.are_deterministic_algorithms_enabled()
+    warn_only, warn_always = (
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.is_warn_always_enabled(),
+    )
+    folder = Path(tempfile.mkdtemp(prefix="peft-conformance-"))
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.set_warn_always(
+                True
+            )  # torch's own once-only warnings would depend on the order of the cases
+            seed_all(0)
+            os.chdir(folder)
+            yield folder, caught
+    finally:
+        os.chdir(cwd)
+        if dict(os.environ) != environment:
+            os.environ.clear()
+            os.environ.update(environment)
+        sys.path[:] = import_path
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
+        torch.set_grad_enabled(grad)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.set_warn_always(warn_always)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        _restore_random(states)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def seed_all(seed: int) -> None:
+    """Seed every global generator in use."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(seed % 2**32)
+
+
+def global_state(folder: Path) -> dict[str, Any]:
+    """The process-wide state that a call may touch, as plain data; `cwd` is told relative to the case's
+    folder.
+    """
+    digest = blake2b(digest_size=8)
+    for part in _random_states().values():
+        digest.update(repr(part.tolist() if isinstance(part, torch.Tensor) else part).encode())
+    filters = [tuple(map(str, entry)) for entry in warnings.filters]
+    return {
+        "rng": digest.hexdigest(),
+        "warnings-filters": blake2b(repr(filters).encode(), digest_size=8).hexdigest(),
+        "default-dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+        "grad-mode": torch.is_grad_enabled(),
+        "cwd": os.path.relpath(os.path.realpath(os.getcwd()), os.path.realpath(folder)),
+    }
+
+
+def _random_states() -> dict[str, Any]:
+    states: dict[str, Any] = {"torch": torch.get_rng_state(), "random": random.getstate()}
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    if numpy := sys.modules.get("numpy"):
+        name, keys, *rest = numpy.random.get_state()
+        states["numpy"] = (name, keys.tobytes(), *rest)
+    return states
+
+
+def _restore_random(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    random.setstate(states["random"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state_all(states["cuda"])
+    if "numpy" in states:
+        numpy = sys.modules["numpy"]
+        name, keys, *rest = states["numpy"]
+        numpy.random.set_state((name, numpy.frombuffer(keys, dtype=numpy.uint32), *rest))

@@ -1,0 +1,262 @@
+"""Models and inputs from their declarations: the same numbers for the same seed, on every machine.
+
+A `chain` declaration lists modules that are created and applied in that order; a `transformers` declaration
+names a model class and a small random config. `source` writes the same model and input as plain Python, for a
+script that stands alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+DTYPES = {
+    name: getattr(torch, name)
+    for name in ("float16", "bfloat16", "float32", "float64", "int64", "float8_e4m3fn")
+    if hasattr(torch, name)
+}
+
+
+class ModelError(Exception):
+    """A declaration that cannot be built: a mistake of the specs, never of an implementation."""
+
+
+def _conv1d(**arguments: Any) -> nn.Module:
+    from transformers.pytorch_utils import Conv1D
+
+    return Conv1D(**arguments)
+
+
+# Class name -> constructor: what a chain may consist of.
+LAYERS: dict[str, Callable[..., nn.Module]] = {
+    **{
+        name: getattr(nn, name)
+        for name in (
+            "Linear",
+            "Embedding",
+            "Conv1d",
+            "Conv2d",
+            "Conv3d",
+            "ReLU",
+            "LayerNorm",
+            "Dropout",
+            "Flatten",
+        )
+    },
+    "Conv1D": _conv1d,
+}
+
+
+class Chain(nn.Module):
+    """Modules at declared paths, applied one after the other."""
+
+    paths: tuple[str, ...]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Give `x` to the first module, its output to the second, and so on."""
+        for path in self.paths:
+            x = self.get_submodule(path)(x)
+        return x
+
+
+@cache
+def _chain_class(name: str) -> type[Chain]:
+    return type(name, (Chain,), {"__module__": __name__})
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from the CPU generator under a seed and put it back: the caller's random state does not move."""
+    generator = torch.random.default_generator
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(state)
+
+
+def _containers(paths: list[str]) -> dict[str, bool]:
+    """Inner path -> whether its children are numbered (a ModuleList), parents before children."""
+    found: dict[str, bool] = {}
+    for path in paths:
+        parts = path.split(".")
+        for depth in range(1, len(parts)):
+            found.setdefault(".".join(parts[:depth]), parts[depth].isdigit())
+    return found
+
+
+def build(
+    declaration: dict[str, Any],
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "cpu",
+    training: bool = False,
+) -> nn.Module:
+    """The declared model with weights drawn in float32 under `seed` and cast to `dtype` on `device`.
+
+    Weights depend on declaration and seed alone; the global generators are left as they were. Raises
+    `ModelError` for a declaration that names an unknown class.
+    """
+    with _seeded(seed):
+        model = _chain(declaration) if "chain" in declaration else _transformers(declaration["transformers"])
+    return model.to(device=device, dtype=DTYPES[dtype]).train(training)
+
+
+def _chain(declaration: dict[str, Any]) -> Chain:
+    model = _chain_class(declaration.get("class_name", "Chain"))()
+    entries = [(path, name, *rest) for path, name, *rest in declaration["chain"]]
+    for path, numbered in _containers([entry[0] for entry in entries]).items():
+        _place(model, path, nn.ModuleList() if numbered else nn.Module())
+    for path, name, *rest in entries:
+        if name not in LAYERS:
+            raise ModelError(f"a chain cannot hold {name!r}; known classes: {', '.join(sorted(LAYERS))}")
+        _place(model, path, LAYERS[name](**(rest[0] if rest else {})))
+    for first, *others in declaration.get("tied", []):
+        for path in others:
+            parent, _, leaf = path.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, model.get_parameter(first))
+    model.paths = tuple(entry[0] for entry in entries)
+    return model
+
+
+def _place(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    model.get_submodule(parent).add_module(leaf, module)
+
+
+def _transformers(spec: dict[str, Any]) -> nn.Module:
+    import transformers
+
+    try:
+        config_class, model_class = (
+            getattr(transformers, spec["config_class"]),
+            getattr(transformers, spec["class"]),
+        )
+    except AttributeError as error:
+        raise ModelError(f"transformers {transformers.__version__} has no such model: {error}") from error
+    return model_class(config_class(**copy.deepcopy(spec["config"])))
+
+
+def make_input(
+    declaration: dict[str, Any],
+    name: str = "default",
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> tuple[torch.Tensor, str | None]:
+    """The declared input and the keyword it is passed under (`None`: the first position).
+
+    Ids are int64 in `[0, high)`; floats are standard normal, drawn in float32 and cast to `dtype`.
+    """
+    if name not in declaration["inputs"]:
+        raise ModelError(f"no input {name!r}; the model declares: {', '.join(declaration['inputs'])}")
+    spec = declaration["inputs"][name]
+    generator = torch.Generator().manual_seed(seed)
+    if spec["kind"] == "ids":
+        value = torch.randint(spec.get("high", 2), spec["shape"], generator=generator)
+    else:
+        value = torch.randn(spec["shape"], generator=generator).to(DTYPES[dtype])
+    return value.to(device), spec.get("keyword")
+
+
+# --- the same as source
+
+
+def source(declaration: dict[str, Any]) -> str:
+    """Python that defines `build_model(seed)`: the model of `build` in float32 on the CPU, without
+    importing us.
+    """
+    body = (
+        _chain_source(declaration)
+        if "chain" in declaration
+        else _transformers_source(declaration["transformers"])
+    )
+    return body + "\n\n"
+
+
+def input_source(
+    declaration: dict[str, Any],
+    name: str = "default",
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> tuple[str, str | None]:
+    """An expression for the tensor that `make_input` gives, and the keyword it is passed under."""
+    spec = declaration["inputs"][name]
+    draw = f"generator=torch.Generator().manual_seed({seed})"
+    if spec["kind"] == "ids":
+        text = f"torch.randint({spec.get('high', 2)}, {tuple(spec['shape'])}, {draw})"
+    else:
+        text = f"torch.randn({tuple(spec['shape'])}, {draw})" + (
+            "" if dtype == "float32" else f".to(torch.{dtype})"
+        )
+    return text + ("" if device == "cpu" else f".to({device!r})"), spec.get("keyword")
+
+
+def _chain_source(declaration: dict[str, Any]) -> str:
+    name = declaration.get("class_name", "Chain")
+    entries = [(path, cls, *rest) for path, cls, *rest in declaration["chain"]]
+    made = [
+        (path, f"torch.nn.{'ModuleList' if n else 'Module'}()")
+        for path, n in _containers([e[0] for e in entries]).items()
+    ]
+    for path, cls, *rest in entries:
+        arguments = ", ".join(f"{k}={v!r}" for k, v in (rest[0] if rest else {}).items())
+        made.append((path, f"{'' if cls == 'Conv1D' else 'torch.nn.'}{cls}({arguments})"))
+    lines = (
+        ["from transformers.pytorch_utils import Conv1D\n\n"]
+        if any(e[1] == "Conv1D" for e in entries)
+        else []
+    )
+    lines += [f"class {name}(torch.nn.Module):", "    def __init__(self):", "        super().__init__()"]
+    for path, text in made:
+        parent, _, leaf = path.rpartition(".")
+        lines.append(
+            f"        {_attribute('self', parent)}.add_module({leaf!r}, {text})"
+            if leaf.isdigit()
+            else f"        {_attribute('self', path)} = {text}"
+        )
+    for first, *others in declaration.get("tied", []):
+        lines += [f"        {_attribute('self', path)} = {_attribute('self', first)}" for path in others]
+    lines += ["", "    def forward(self, x):"]
+    lines += [f"        x = {_attribute('self', entry[0])}(x)" for entry in entries]
+    lines += [
+        "        return x",
+        "",
+        "",
+        "def build_model(seed):",
+        "    torch.manual_seed(seed)",
+        f"    return {name}()",
+    ]
+    return "\n".join(lines)
+
+
+def _attribute(root: str, path: str) -> str:
+    """`layers.0.attn` below `self` as an expression: `self.layers[0].attn`."""
+    for part in path.split(".") if path else []:
+        root += f"[{part}]" if part.isdigit() else f".{part}"
+    return root
+
+
+def _transformers_source(spec: dict[str, Any]) -> str:
+    config = ", ".join(f"{k}={v!r}" for k, v in spec["config"].items())
+    return "\n".join(
+        [
+            f"from transformers import {spec['config_class']}, {spec['class']}",
+            "",
+            "",
+            "def build_model(seed):",
+            "    torch.manual_seed(seed)",
+            f"    return {spec['class']}({spec['config_class']}({config}))",
+        ]
+    )
