@@ -1,0 +1,51 @@
+"""The readable reference implementation of PEFT's adapters: same names, same files, same numbers, one place each."""
+
+from . import methods
+from .config import PeftConfig, PromptLearningConfig, get_peft_config
+from .errors import NoMatchingPeftModuleError, PeftError, PeftWarning, UnsupportedOptionError
+from .injection import inject_adapter_in_model
+from .methods.lora import LoraConfig, LoraModel, LoraRuntimeConfig
+from .methods.refused import AdaptionPromptConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+from .model import PeftModel, cast_mixed_precision_params, get_peft_model
+from .registry import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PeftType, TaskType
+from .saving import load_peft_weights
+from .state_dict import (
+    get_base_model_state_dict,
+    get_peft_model_state_dict,
+    set_base_model_state_dict,
+    set_peft_model_state_dict,
+)
+
+__version__ = "0.1.0"
+__api_level__ = "0.21"  # the PEFT release whose behaviour this implementation claims
+
+__all__ = [
+    "PEFT_TYPE_TO_CONFIG_MAPPING",
+    "PEFT_TYPE_TO_TUNER_MAPPING",
+    "AdaptionPromptConfig",
+    "LoraConfig",
+    "LoraModel",
+    "LoraRuntimeConfig",
+    "NoMatchingPeftModuleError",
+    "PeftConfig",
+    "PeftError",
+    "PeftModel",
+    "PeftType",
+    "PeftWarning",
+    "PrefixTuningConfig",
+    "PromptEncoderConfig",
+    "PromptLearningConfig",
+    "PromptTuningConfig",
+    "TaskType",
+    "UnsupportedOptionError",
+    "cast_mixed_precision_params",
+    "get_base_model_state_dict",
+    "get_peft_config",
+    "get_peft_model",
+    "get_peft_model_state_dict",
+    "inject_adapter_in_model",
+    "load_peft_weights",
+    "methods",
+    "set_base_model_state_dict",
+    "set_peft_model_state_dict",
+]

@@ -1,0 +1,132 @@
+"""The verbs: activate, freeze, delete and cast adapters inside any module, whoever put them there."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from .layer import BaseTunerLayer
+from .wrappers import ModulesToSaveWrapper
+
+Holder = BaseTunerLayer | ModulesToSaveWrapper  # what adapters live in
+
+
+def walk(module: nn.Module, *, unique: bool = True) -> Iterator[tuple[str, nn.Module]]:
+    """(name, module) of the model as its author knows it, adapted layers and wrappers included.
+
+    The walk does not enter slots, base layers or copies, so its cost does not grow with the number of adapters.
+    A module that sits in two places comes once if `unique`.
+    """
+    seen: set[int] = set()
+    stack = [("", module)]
+    while stack:
+        name, current = stack.pop()
+        if unique and id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield name, current
+        if isinstance(current, BaseTunerLayer):
+            continue
+        children = current._modules.items()
+        if isinstance(current, ModulesToSaveWrapper):
+            children = {"original_module": current.original_module}.items()
+        stack.extend(
+            (f"{name}.{key}" if name else key, child)
+            for key, child in reversed(children)
+            if child is not None
+        )
+
+
+def holders(model: nn.Module, layer_cls: type = BaseTunerLayer) -> list[Holder]:
+    """The adapted layers of class `layer_cls` and the modules_to_save wrappers in a model."""
+    return [m for _, m in walk(model) if isinstance(m, (layer_cls, ModulesToSaveWrapper))]
+
+
+def active_adapters_of(model: nn.Module) -> list[str]:
+    """The active adapters, as the first adapted layer has them: all layers agree. [] without adapters."""
+    return next((list(m.active_adapters) for _, m in walk(model) if isinstance(m, BaseTunerLayer)), [])
+
+
+def set_adapter(
+    model: nn.Module,
+    adapter_name: str | list[str],
+    inference_mode: bool = False,
+    layer_cls: type[BaseTunerLayer] = BaseTunerLayer,
+) -> None:
+    """Make these adapters the ones that take part in the forward pass; several add up.
+
+    They become trainable (frozen if `inference_mode`), all others are frozen. Merged layers are unmerged first, with
+    a warning. Only layers of class `layer_cls` and `modules_to_save` copies are touched. ValueError, before anything
+    changes, if two of the adapters have a copy of the same module.
+    """
+    names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+    found = holders(model, layer_cls)
+    for holder in found:
+        if isinstance(holder, ModulesToSaveWrapper):
+            holder.check_set_adapter(names)
+    merged = [m for m in found if isinstance(m, BaseTunerLayer) and m.merged]
+    if merged:
+        warnings.warn(
+            "Adapter cannot be set when the model is merged. Unmerging the model first.", stacklevel=2
+        )
+    for layer in merged:
+        layer.unmerge()
+    for holder in found:
+        holder.set_adapter(names, inference_mode)
+
+
+def set_requires_grad(
+    model: nn.Module, adapter_names: str | Sequence[str], requires_grad: bool = True
+) -> None:
+    """Freeze or unfreeze these adapters, active or not; unknown names are ignored, base parameters never touched."""
+    for holder in holders(model):
+        holder.set_requires_grad(adapter_names, requires_grad)
+
+
+def delete_adapter(
+    model: nn.Module, adapter_name: str, prefix: str, layer_cls: type[BaseTunerLayer] = BaseTunerLayer
+) -> list[str] | None:
+    """Delete an adapter's weights from the layers whose slots begin with `prefix`, and its `modules_to_save`.
+
+    Returns the adapters that are active afterwards, None if there are none. If the deleted one was the only active
+    one, the first of the remaining names is activated, with a warning. The adapted layers themselves and the model's
+    config stay; an unknown name is ignored. ValueError, before anything changes, if the adapter is merged.
+    """
+    found = [h for h in holders(model, layer_cls) if getattr(h, "prefix", prefix) == prefix]
+    if any(isinstance(h, BaseTunerLayer) and adapter_name in h.merged_adapters for h in found):
+        raise ValueError(
+            f"Cannot delete adapter(s) {[adapter_name]} while they are merged. Please unmerge them first."
+        )
+
+    active = next((list(h.active_adapters) for h in found if isinstance(h, BaseTunerLayer)), [])
+    still_active = [name for name in active if name != adapter_name]
+    if active and not still_active:
+        remaining = sorted({name for holder in found for name in holder.all_adapters()} - {adapter_name})
+        still_active = remaining[:1]
+        if still_active:
+            warnings.warn(
+                f"Adapter {adapter_name} was active which is now deleted. Setting active adapter to {remaining[0]}.",
+                stacklevel=2,
+            )
+    for holder in found:
+        holder.detach(adapter_name)
+        if still_active != active:
+            holder.set_adapter(still_active)
+    return still_active or None
+
+
+def cast_adapter_dtype(model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+    """Upcast one adapter's float16 and bfloat16 weights to float32, for stable training; other dtypes stay.
+
+    `modules_to_save` copies keep their dtype. With `autocast_adapter_dtype=False` nothing happens.
+    """
+    if not autocast_adapter_dtype:
+        return
+    for holder in holders(model):
+        if isinstance(holder, BaseTunerLayer):
+            for parameter in holder.adapter_parameters(adapter_name):
+                if parameter.dtype in (torch.float16, torch.bfloat16):
+                    parameter.data = parameter.data.float()

@@ -1,0 +1,242 @@
+"""THE adapted layer: a base layer, the slots of its adapters, and which of them act. Every method is one of these.
+
+A method subclasses `BaseTunerLayer` and says what its parameters are (`slots`, `create`) and what they mean
+(`delta`, or `fold` where the change is not a sum). Activation, freezing, merging, naming and printing are here, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .operators import Operator
+
+
+class BaseTunerLayer(nn.Module):
+    """A layer of kind `op` that several adapters can change.
+
+    Children, in this order: `base_layer`, then one container per slot, keyed by adapter name. So a parameter is
+    called `<module>.lora_A.<adapter>.weight`, and the base weight `<module>.base_layer.weight`, as in PEFT.
+    """
+
+    prefix: ClassVar[str]  # what the names of this method's slots begin with
+    operators: ClassVar[tuple[type[Operator], ...]]  # the kinds of layer it adapts
+    slots: ClassVar[
+        dict[str, type]
+    ]  # slot -> kind of container: dict for plain values, ModuleDict, ParameterDict
+    adapter_layer_names: ClassVar[tuple[str, ...]]  # the slots whose tensors are trained
+    matrix_slots: ClassVar[tuple[str, ...]] = ()  # the slots whose weights always have two dimensions or more
+
+    def __init__(self, base_layer: nn.Module, op: type[Operator]) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        for slot, container in self.slots.items():
+            setattr(self, slot, container())
+        self.op = op
+        self.in_features, self.out_features = op.features(base_layer)
+        self.training = base_layer.training
+        self._adapters: dict[str, None] = {}  # the adapters this layer has, in order of arrival
+        self._active_adapter: list[
+            str
+        ] = []  # the adapters the model uses, whether this layer has them or not
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self._saved_base: tuple[Tensor, Tensor | None] | None = None  # weight and bias before the first merge
+
+    # What a method defines ------------------------------------------------------------------------------------
+
+    @classmethod
+    def check(cls, config: Any, base: Any, op: type[Operator], name: str) -> None:
+        """Raise if `config` cannot adapt this layer. Runs for every target before anything is created."""
+
+    def create(self, config: Any, name: str) -> dict[str, Any]:
+        """The contents of the slots for one new adapter on the module called `name`, not yet attached."""
+        raise NotImplementedError
+
+    def delta(self, adapter: str) -> Tensor:
+        """What the adapter adds to the base weight: (out, in, *kernel)."""
+        raise NotImplementedError
+
+    def branch(self, adapter: str, x: Tensor) -> Tensor:
+        """What the adapter adds to the output. By definition the operator with the delta; overridden to be faster."""
+        return self.op.call(self.get_base_layer(), x, self.delta(adapter))
+
+    def fold(self, adapter: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The (canonical) weight and bias with one adapter merged in."""
+        return weight + self.delta(adapter), bias
+
+    def check_mergeable(self, adapter: str) -> None:
+        """Raise if this adapter cannot be written into the base weight."""
+
+    # Forward --------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's output plus every active adapter's branch, in the base output's dtype."""
+        if self._disable_adapters and self.merged_adapters:
+            self.unmerge()
+        base_out = y = self.base_layer(x, *args, **kwargs)
+        if not self._disable_adapters and not self.merged_adapters:
+            for adapter in self._active_adapter:
+                if adapter in self._adapters:
+                    y = y + self.branch(adapter, x)
+        return y if y.dtype is base_out.dtype else y.to(base_out.dtype)
+
+    # Adapters -------------------------------------------------------------------------------------------------
+
+    def attach(self, adapter: str, contents: dict[str, Any]) -> None:
+        """Put what `create` made into the slots, replacing an adapter of that name."""
+        self.detach(adapter)
+        for slot, value in contents.items():
+            getattr(self, slot)[adapter] = value
+        self._adapters[adapter] = None
+
+    def detach(self, adapter: str) -> dict[str, Any]:
+        """Take an adapter out of all slots and return their contents; {} if the layer does not have it."""
+        if self._adapters.pop(adapter, self) is self:
+            return {}
+        containers = {slot: getattr(self, slot) for slot in self.slots}
+        return {slot: held.pop(adapter) for slot, held in containers.items() if adapter in held}
+
+    def has_adapter(self, adapter: str) -> bool:
+        """Whether this layer has an adapter of that name."""
+        return adapter in self._adapters
+
+    def all_adapters(self) -> list[str]:
+        """The names of the adapters this layer has."""
+        return list(self._adapters)
+
+    def adapter_parameters(self, adapter: str) -> Iterator[nn.Parameter]:
+        """The trained tensors of one adapter; none if the layer does not have it."""
+        for slot in self.adapter_layer_names:
+            container = getattr(self, slot)
+            if adapter in container:
+                value = container[adapter]
+                yield from value.parameters() if isinstance(value, nn.Module) else (value,)
+
+    def state_entries(self, adapter: str) -> Iterator[tuple[str, str, Tensor]]:
+        """(key in the live layer, key in a checkpoint, tensor): the two keys differ by the adapter's name only."""
+        for slot in self.slots:
+            container = getattr(self, slot)
+            if isinstance(container, nn.Module) and adapter in container:
+                value = container[adapter]
+                if isinstance(value, nn.Module):
+                    for key, tensor in value.state_dict().items():
+                        yield f"{slot}.{adapter}.{key}", f"{slot}.{key}", tensor
+                else:
+                    yield f"{slot}.{adapter}", slot, value.detach()
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The names of the adapters that act (where the layer has them)."""
+        return self._active_adapter
+
+    @property
+    def active_adapter(self) -> list[str]:
+        """The same as `active_adapters`, under PEFT's older name."""
+        return self._active_adapter
+
+    @property
+    def disable_adapters(self) -> bool:
+        """Whether the layer computes what its base layer does."""
+        return self._disable_adapters
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate these adapters and make them, and only them, trainable (none in `inference_mode`)."""
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        self._active_adapter = names
+        for adapter in self._adapters:
+            self.set_requires_grad(adapter, adapter in names and not inference_mode)
+
+    def set_requires_grad(self, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
+        """Freeze or unfreeze these adapters, active or not."""
+        for adapter in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            for parameter in self.adapter_parameters(adapter):
+                parameter.requires_grad_(requires_grad)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Let the active adapters act and train again, or compute the base output with all of them frozen."""
+        self._disable_adapters = not enabled
+        if enabled:
+            self.set_adapter(self._active_adapter)
+        else:
+            self.set_requires_grad(self._adapters, False)
+
+    # Base layer -----------------------------------------------------------------------------------------------
+
+    def get_base_layer(self) -> nn.Module:
+        """The layer that is adapted."""
+        return self.base_layer
+
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's weight, in its own layout."""
+        return self.get_base_layer().weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base layer's bias."""
+        return getattr(self.get_base_layer(), "bias", None)
+
+    # Merging --------------------------------------------------------------------------------------------------
+
+    @property
+    def merged(self) -> bool:
+        """Whether the base weight contains adapters."""
+        return bool(self.merged_adapters)
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """What merging adds to the base weight, in the base weight's own layout."""
+        return self.op.canonical(self.delta(adapter))
+
+    def mergeable_adapters(self, adapter_names: list[str] | None = None) -> list[str]:
+        """The named adapters (default: the active ones) that this layer has and has not merged; checked."""
+        if isinstance(adapter_names, str):
+            raise TypeError(f"adapter_names should be a list of strings, got {adapter_names!r}.")
+        wanted = self._active_adapter if adapter_names is None else adapter_names
+        names = [a for a in wanted if a in self._adapters and a not in self.merged_adapters]
+        for adapter in names:
+            self.check_mergeable(adapter)
+        return names
+
+    @torch.no_grad()
+    def merged_base(self, adapters: list[str], safe_merge: bool) -> tuple[Tensor, Tensor | None]:
+        """Weight (stored layout) and bias with `adapters` folded in; ValueError if `safe_merge` meets a NaN or inf."""
+        weight, bias = self.op.canonical(self.weight), self.bias
+        for adapter in adapters:
+            weight, bias = self.fold(adapter, weight, bias)
+            if safe_merge and not all(t.isfinite().all() for t in (weight, bias) if t is not None):
+                raise ValueError(
+                    f"NaNs detected in the merged weights. The adapter {adapter} seems to be broken."
+                )
+        return self.op.canonical(weight), bias
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Write adapters into the base weight, in place; the adapters stay."""
+        adapters = self.mergeable_adapters(adapter_names)
+        if not adapters:
+            return
+        weight, bias = self.merged_base(adapters, safe_merge)
+        if self._saved_base is None:
+            self._saved_base = (self.weight.clone(), None if self.bias is None else self.bias.clone())
+        self._write_base(weight, bias)
+        self.merged_adapters.extend(adapters)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Put the base weight back, bit for bit."""
+        if self._saved_base is not None:
+            self._write_base(*self._saved_base)
+        self._saved_base = None
+        self.merged_adapters.clear()
+
+    def _write_base(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight.copy_(weight)
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)
+
+    def _get_name(self) -> str:
+        return f"{self.prefix.strip('_')}.{self.op.__name__}"  # prints as `lora.Linear`

@@ -1,0 +1,93 @@
+"""Writing adapters into the base weights, taking them out again, and taking PEFT out of a model."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import nn
+
+from .adapters import walk
+from .layer import BaseTunerLayer
+from .wrappers import ModulesToSaveWrapper
+
+
+def merge_adapter(model: nn.Module, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+    """Write adapters (default: the active ones) into the base weights, in place.
+
+    TypeError if the names are no list; ValueError if `safe_merge` meets NaN or inf; whatever a method raises for an
+    adapter that cannot be merged. The weights are unchanged after an error.
+    """
+    layers = [m for _, m in walk(model) if isinstance(m, BaseTunerLayer)]
+    _warn_if_tied(model, layers)
+    todo = {layer: names for layer in layers if (names := layer.mergeable_adapters(adapter_names))}
+    merged_before = sorted({name for layer in layers for name in layer.merged_adapters})
+    if merged_before and not todo:
+        warnings.warn("All adapters are already merged, nothing to do.", stacklevel=3)
+    elif merged_before:
+        warnings.warn(f"Already following adapters were merged {','.join(merged_before)}.", stacklevel=3)
+    if safe_merge:
+        for layer, names in todo.items():
+            layer.merged_base(names, safe_merge)
+    for layer, names in todo.items():
+        layer.merge(adapter_names=names)
+
+
+def unmerge_adapter(model: nn.Module) -> None:
+    """Put the base weights back, bit for bit."""
+    layers = [m for _, m in walk(model) if isinstance(m, BaseTunerLayer)]
+    if not any(layer.merged for layer in layers):
+        warnings.warn("Already unmerged. Nothing to do.", stacklevel=3)
+    for layer in layers:
+        layer.unmerge()
+
+
+def unload(
+    model: nn.Module,
+    merge: bool,
+    progressbar: bool = False,
+    safe_merge: bool = False,
+    adapter_names: list[str] | None = None,
+) -> nn.Module:
+    """Replace adapted layers by their base layers and wrappers by the module that acts; returns `model` itself."""
+    if merge:
+        merge_adapter(model, adapter_names, safe_merge)
+    held = [(n, m) for n, m in walk(model) if isinstance(m, (BaseTunerLayer, ModulesToSaveWrapper))]
+    if progressbar:
+        from tqdm import tqdm
+
+        held = tqdm(held, desc="Unloading" + (" and merging" if merge else ""))
+    for name, holder in reversed(list(held)):  # inner ones first
+        parent_name, _, key = name.rpartition(".")
+        if isinstance(holder, BaseTunerLayer):
+            plain = holder.get_base_layer()
+        else:
+            plain = _saved_copy(holder, adapter_names) if merge else holder.original_module
+        setattr(model.get_submodule(parent_name), key, plain)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    return model
+
+
+def _saved_copy(wrapper: ModulesToSaveWrapper, adapter_names: list[str] | None) -> nn.Module:
+    names = wrapper.active_adapters if adapter_names is None else adapter_names
+    wrapper.check_set_adapter(names)
+    return next(
+        (wrapper.modules_to_save[n] for n in names if n in wrapper.modules_to_save), wrapper.original_module
+    )
+
+
+def _warn_if_tied(model: nn.Module, layers: list[BaseTunerLayer]) -> None:
+    """Merging into a tied embedding changes the other end of the tie as well."""
+    if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+        return
+    ends = [
+        get()
+        for name in ("get_input_embeddings", "get_output_embeddings")
+        if (get := getattr(model, name, None))
+    ]
+    if any(layer is end or layer.get_base_layer() is end for layer in layers for end in ends):
+        warnings.warn(
+            "Model with `tie_word_embeddings=True` and an adapted embedding: merging changes the tied weight at both "
+            "ends. Untie the embeddings before merging if that is not meant.",
+            stacklevel=4,
+        )

@@ -1,0 +1,260 @@
+"""LoRA: W' = W + s·B·A with A (r, in, *kernel) and B (out, r), s = alpha / r.
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685; with s = alpha / √r,
+Kalajdzievski, "A Rank Stabilization Scaling Factor", https://arxiv.org/abs/2312.03732.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..config import PeftConfig
+from ..errors import PeftWarning, UnsupportedOptionError
+from ..injection import BaseTuner
+from ..layer import BaseTunerLayer
+from ..matching import DEFAULT_TARGETS, pattern_value
+from ..operators import OPERATORS, Embedding, Operator
+from ..registry import PeftType, register_peft_method
+
+
+@dataclass
+class LoraRuntimeConfig:
+    """Choices for one run, never saved."""
+
+    ephemeral_gpu_offload: bool = False
+
+
+@dataclass
+class LoraConfig(PeftConfig):
+    """LoRA's options, all of PEFT's and in PEFT's order; those marked (later) are refused unless at their default."""
+
+    r: int = field(default=8, metadata={"help": "Rank."})
+    target_modules: list[str] | set[str] | str | None = field(
+        default=None,
+        metadata={"help": "Names or dotted suffixes, a regex, 'all-linear', or None: by architecture."},
+    )
+    exclude_modules: list[str] | set[str] | str | None = field(
+        default=None, metadata={"help": "Names, dotted suffixes or a regex of modules to leave out."}
+    )
+    lora_alpha: int = field(default=8, metadata={"help": "alpha: s = alpha / r."})
+    lora_dropout: float = field(
+        default=0.0, metadata={"help": "Dropout on the adapter's input, while training."}
+    )
+    fan_in_fan_out: bool = field(
+        default=False, metadata={"help": "Base weight is (in, out); corrected by layer."}
+    )
+    bias: str = field(
+        default="none", metadata={"help": "Base biases to train and save: none, all, lora_only."}
+    )
+    use_rslora: bool = field(default=False, metadata={"help": "s = alpha / √r."})
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules to train and save whole."}
+    )
+    init_lora_weights: bool | str = field(
+        default=True, metadata={"help": "True: B = 0; 'gaussian': A ~ N(0, 1/r²), B = 0; False: both random."}
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Indices of the layers."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "Name of the list of layers."}
+    )
+    rank_pattern: dict | None = field(default_factory=dict, metadata={"help": "Regex of names -> rank."})
+    alpha_pattern: dict | None = field(default_factory=dict, metadata={"help": "Regex of names -> alpha."})
+    megatron_config: dict | None = field(default=None, metadata={"help": "(later)"})
+    megatron_core: str | None = field(
+        default="megatron.core", metadata={"help": "Used with megatron_config."}
+    )
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
+        default=None, metadata={"help": "(later)"}
+    )
+    loftq_config: dict = field(default_factory=dict, metadata={"help": "(later)"})
+    eva_config: Any = field(default=None, metadata={"help": "(later)"})
+    corda_config: Any = field(default=None, metadata={"help": "(later)"})
+    lora_ga_config: Any = field(default=None, metadata={"help": "(later)"})
+    use_dora: bool = field(default=False, metadata={"help": "(later)"})
+    velora_config: Any = field(default=None, metadata={"help": "(later)"})
+    alora_invocation_tokens: list[int] | None = field(default=None, metadata={"help": "(later)"})
+    use_qalora: bool = field(default=False, metadata={"help": "(later)"})
+    qalora_group_size: int = field(default=16, metadata={"help": "Used with use_qalora."})
+    monteclora_config: Any = field(default=None, metadata={"help": "(later)"})
+    layer_replication: list[tuple[int, int]] | None = field(default=None, metadata={"help": "(later)"})
+    runtime_config: LoraRuntimeConfig = field(
+        default_factory=LoraRuntimeConfig, metadata={"help": "Not saved."}
+    )
+    lora_bias: bool = field(default=False, metadata={"help": "B has a bias."})
+    target_parameters: list[str] | None = field(default=None, metadata={"help": "(later)"})
+    use_bdlora: Any = field(default=None, metadata={"help": "(later)"})
+    arrow_config: Any = field(default=None, metadata={"help": "(later)"})
+    kasa_config: Any = field(default=None, metadata={"help": "(later)"})
+    ensure_weight_tying: bool = field(default=False, metadata={"help": "(later)"})
+
+    _not_saved: ClassVar[frozenset[str]] = frozenset({"runtime_config"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType.LORA
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(getattr(self, name), (list, tuple)):
+                setattr(self, name, set(getattr(self, name)))
+        for name in ("layers_to_transform", "layers_pattern"):
+            if isinstance(self.target_modules, str) and getattr(self, name) is not None:
+                raise ValueError(f"`{name}` cannot be used when `target_modules` is a str.")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError(
+                "When `layers_pattern` is specified, `layers_to_transform` must also be specified."
+            )
+        if isinstance(self.target_parameters, str):
+            raise TypeError("`target_parameters` must be a list of strings or None.")
+        if self.lora_bias and (self.use_dora or self.init_lora_weights not in (True, False)):
+            raise ValueError(
+                f"The argument lora_bias=True is only supported with use_dora=False and init_lora_weights=True or "
+                f"False, got use_dora={self.use_dora} and init_lora_weights={self.init_lora_weights}."
+            )
+
+    def validate(self) -> None:
+        """Refuse what is not implemented, or not an option at all."""
+        for option in fields(self):
+            if option.metadata.get("help") == "(later)" and getattr(self, option.name):
+                raise UnsupportedOptionError(
+                    f"LoRA's option {option.name}={getattr(self, option.name)!r} is not implemented in the reference."
+                )
+        if self.runtime_config.ephemeral_gpu_offload:
+            raise UnsupportedOptionError("LoRA's ephemeral_gpu_offload is not implemented in the reference.")
+        if self.bias not in ("none", "all", "lora_only"):
+            raise NotImplementedError(
+                f"Requested bias: {self.bias}, is not implemented. Use none, all or lora_only."
+            )
+        init = self.init_lora_weights
+        if not isinstance(init, bool) and str(init).lower() != "gaussian":
+            known = ("eva", "olora", "pissa", "corda", "loftq", "orthogonal", "mica", "lora_ga")
+            if str(init).lower().startswith(known):
+                raise UnsupportedOptionError(
+                    f"init_lora_weights={init!r} is not implemented in the reference."
+                )
+            raise ValueError(
+                f"Unknown initialization init_lora_weights={init!r}: use True, False or 'gaussian'."
+            )
+
+
+class LoraLayer(BaseTunerLayer):
+    """A layer with LoRA adapters. On an embedding A and B are bare parameters, elsewhere the weights of two layers."""
+
+    prefix = "lora_"
+    operators = OPERATORS
+    slots: ClassVar[dict[str, type]] = {
+        "r": dict,
+        "lora_alpha": dict,
+        "scaling": dict,
+        "lora_dropout": nn.ModuleDict,
+        "lora_A": nn.ModuleDict,
+        "lora_B": nn.ModuleDict,
+        "lora_embedding_A": nn.ParameterDict,
+        "lora_embedding_B": nn.ParameterDict,
+        "lora_magnitude_vector": nn.ModuleDict,  # DoRA's; always there, so that modules print and pickle as in PEFT
+    }
+    adapter_layer_names = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
+    matrix_slots = ("lora_A", "lora_B")
+
+    @classmethod
+    def check(cls, config: LoraConfig, base: Any, op: type[Operator], name: str) -> None:
+        """The rank must be positive, and a multiple of a convolution's groups."""
+        r = pattern_value(config.rank_pattern, name, config.r)
+        if r <= 0:
+            raise ValueError(
+                f"`r` should be a positive integer value but the value passed is {r} (for '{name}')."
+            )
+        if not 0 <= config.lora_dropout <= 1:
+            raise ValueError(f"`lora_dropout` should be a probability, got {config.lora_dropout}.")
+        groups = getattr(base, "groups", 1)
+        if r % groups:
+            raise ValueError(f"'{name}' has groups={groups}: the rank has to be divisible by that, got {r}.")
+        if groups > 1:
+            warnings.warn(
+                f"LoRA on '{name}', a convolution with groups={groups}, cannot be merged.", stacklevel=6
+            )
+        if config.lora_bias and getattr(base, "bias", None) is None:
+            warnings.warn(
+                f"`lora_bias=True` but '{name}' has no bias: it cannot be merged.", PeftWarning, stacklevel=6
+            )
+
+    def create(self, config: LoraConfig, name: str) -> dict[str, Any]:
+        """A, B and the numbers that belong to them."""
+        r = pattern_value(config.rank_pattern, name, config.r)
+        alpha = pattern_value(config.alpha_pattern, name, config.lora_alpha)
+        dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
+        scaling = alpha / (r**0.5 if config.use_rslora else r)
+        contents = {"r": r, "lora_alpha": alpha, "scaling": scaling, "lora_dropout": dropout}
+        if self.op is Embedding:
+            A = (
+                torch.zeros(r, self.in_features)
+                if config.init_lora_weights
+                else torch.randn(r, self.in_features)
+            )
+            B = torch.randn(self.out_features, r)
+            return contents | {"lora_embedding_A": nn.Parameter(A), "lora_embedding_B": nn.Parameter(B)}
+        a, b = self.op.factors(
+            self.get_base_layer(), self.in_features, r, self.out_features, config.lora_bias
+        )
+        if config.init_lora_weights:  # A keeps torch's own initialisation, Kaiming-uniform with a = √5
+            nn.init.zeros_(b.weight)
+            if config.lora_bias:
+                nn.init.zeros_(b.bias)
+        if str(config.init_lora_weights).lower() == "gaussian":
+            nn.init.normal_(a.weight, std=1 / r)
+        return contents | {"lora_A": a, "lora_B": b}
+
+    def delta(self, adapter: str) -> Tensor:
+        """s·B·A as (out, in, *kernel)."""
+        self.check_groups()
+        if self.op is Embedding:
+            A, B = self.lora_embedding_A[adapter], self.lora_embedding_B[adapter]
+        else:
+            A, B = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+        product = B.flatten(1) @ A.flatten(1)  # (out, r) @ (r, in·kernel)
+        return self.scaling[adapter] * product.view(-1, *A.shape[1:])
+
+    def branch(self, adapter: str, x: Tensor) -> Tensor:
+        """s·B(A(dropout(x))), which never builds the product B·A."""
+        if self.op is Embedding:
+            A, B = self.lora_embedding_A[adapter], self.lora_embedding_B[adapter]
+            return (
+                self.op.call(self.get_base_layer(), x, A) @ B.t() * self.scaling[adapter]
+            )  # (..., r) -> (..., out)
+        a, b = self.lora_A[adapter], self.lora_B[adapter]
+        return b(a(self.lora_dropout[adapter](x.to(a.weight.dtype)))) * self.scaling[adapter]
+
+    def fold(self, adapter: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """`lora_bias` is the one option that changes the bias: b' = b + s·b_B."""
+        weight, bias = super().fold(adapter, weight, bias)
+        lora_bias = self.lora_B[adapter].bias if adapter in self.lora_B else None
+        return weight, bias if lora_bias is None or bias is None else bias + self.scaling[adapter] * lora_bias
+
+    def check_mergeable(self, adapter: str) -> None:
+        """Neither with groups, nor a LoRA bias into a layer without one."""
+        self.check_groups()
+        if self.bias is None and adapter in self.lora_B and self.lora_B[adapter].bias is not None:
+            raise RuntimeError(
+                "Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias."
+            )
+
+    def check_groups(self) -> None:
+        """With groups, A reads all channels: the product is dense and has no place in a grouped weight."""
+        if getattr(self.get_base_layer(), "groups", 1) > 1:
+            raise NotImplementedError("Merging LoRA is not supported for convolutions with groups > 1.")
+
+
+class LoraModel(BaseTuner):
+    """A model with LoRA adapters."""
+
+    prefix = "lora_"
+    tuner_layer_cls = LoraLayer
+    target_module_mapping = DEFAULT_TARGETS
+
+
+register_peft_method(PeftType.LORA, LoraConfig, LoraModel)

@@ -1,0 +1,412 @@
+"""`PeftModel`: a model with adapters that can be switched, merged, saved and loaded; and `get_peft_model`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import saving
+from .adapters import cast_adapter_dtype, holders
+from .config import PeftConfig
+from .errors import UnsupportedOptionError
+from .injection import BaseTuner, Injection
+from .layer import BaseTunerLayer
+from .matching import is_transformers_model
+from .registry import PeftType, tuner_for
+from .state_dict import (
+    IncompatibleKeys,
+    adapter_entries,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+
+
+class PeftModel(nn.Module):
+    """A model that adapters were added to, in place.
+
+    `base_model` is the tuner and `base_model.model` the model that was passed, so every parameter's name begins with
+    `base_model.model.`. Attributes that are not found here are looked up in the tuner and in the model. Errors of the
+    constructor are those of `inject_adapter_in_model`; the model is unchanged after one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        peft_config: PeftConfig,
+        adapter_name: str = "default",
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+    ) -> None:
+        super().__init__()
+        tuner_cls = tuner_for(peft_config)
+        _warn_about_name(adapter_name, tuner_cls)
+        self.base_model = tuner_cls(model, peft_config, adapter_name, low_cpu_mem_usage)
+        self.peft_type: PeftType = peft_config.peft_type  # type: ignore[assignment]
+        self.training = model.training
+        cast_adapter_dtype(model, adapter_name, autocast_adapter_dtype)
+
+    # Looking ----------------------------------------------------------------------------------------------------
+
+    @property
+    def peft_config(self) -> dict[str, PeftConfig]:
+        """Adapter name -> config."""
+        return self.base_model.peft_config
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The names of the active adapters; [] when there are none."""
+        return self.base_model.active_adapters
+
+    @property
+    def active_adapter(self) -> str | None:
+        """The name of the (first) active adapter; None when there is none."""
+        return next(iter(self.active_adapters), None)
+
+    @property
+    def active_peft_config(self) -> PeftConfig:
+        """The active adapter's config."""
+        return self.peft_config[self.active_adapter]  # type: ignore[index]
+
+    @property
+    def modules_to_save(self) -> set[str] | None:
+        """The names in all adapters' `modules_to_save`, None if there are none."""
+        return {
+            name for c in self.peft_config.values() for name in getattr(c, "modules_to_save", None) or ()
+        } or None
+
+    def get_base_model(self) -> nn.Module:
+        """The model that was passed."""
+        return self.base_model.model
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """(number of trainable parameters, number of all)."""
+        sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
+        return sum(n for n, trainable in sizes if trainable), sum(n for n, _ in sizes)
+
+    def print_trainable_parameters(self) -> None:
+        """Print both numbers and the percentage."""
+        trainable, total = self.get_nb_trainable_parameters()
+        print(
+            f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}"
+        )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The adapted model's output."""
+        return self.base_model(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "base_model" not in self.__dict__.get("_modules", {}):
+                raise
+            return getattr(self.base_model, name)
+
+    # Adapters ---------------------------------------------------------------------------------------------------
+
+    def add_adapter(
+        self,
+        adapter_name: str,
+        peft_config: PeftConfig,
+        low_cpu_mem_usage: bool = False,
+        autocast_adapter_dtype: bool = True,
+    ) -> None:
+        """Add an adapter, inactive and frozen until `set_adapter`; nothing else changes.
+
+        ValueError for a name that exists, another PEFT type, or a second adapter with biases.
+        """
+        self._add(adapter_name, peft_config, low_cpu_mem_usage, autocast_adapter_dtype)
+
+    def _add(
+        self, adapter_name: str, config: PeftConfig, low_cpu_mem_usage: bool, autocast: bool
+    ) -> Injection:
+        if config.peft_type != self.peft_type:
+            raise ValueError(
+                f"Cannot combine adapters with different peft types. Found {self.peft_type} and {config.peft_type}."
+            )
+        if adapter_name in self.peft_config:
+            raise ValueError(f"Adapter with name '{adapter_name}' already exists.")
+        _warn_about_name(adapter_name, type(self.base_model))
+        done = self.base_model.add_adapter(adapter_name, config, low_cpu_mem_usage)
+        cast_adapter_dtype(self.get_base_model(), adapter_name, autocast)
+        return done
+
+    def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
+        """Make one adapter the active one, and trainable unless `inference_mode`; ValueError if it is unknown."""
+        if not isinstance(adapter_name, str):
+            raise TypeError(
+                f"PeftModel.set_adapter takes one name, got {adapter_name!r}: to activate several adapters, call "
+                f"base_model.set_adapter."
+            )
+        self.base_model.set_adapter(adapter_name, inference_mode)
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Freeze or unfreeze adapters, active or not."""
+        self.base_model.set_requires_grad(adapter_names, requires_grad)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter and its config; ValueError if it does not exist or is merged."""
+        self.base_model.delete_adapter(adapter_name)
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Compute the base model's output inside the `with` block; afterwards everything is as before.
+
+        Blocks can be nested. If only some layers were disabled before, a warning is given and all are enabled after.
+        """
+        found = holders(self.get_base_model())
+        disabled = [holder for holder in found if holder.disable_adapters]
+        if found and len(disabled) == len(found):
+            yield
+            return
+        if disabled:
+            warnings.warn(
+                "Some adapter layers were disabled already, all will be enabled afterwards.", stacklevel=3
+            )
+        flags = [
+            (p, p.requires_grad) for h in found for a in h.all_adapters() for p in h.adapter_parameters(a)
+        ]
+        self.base_model.disable_adapter_layers()
+        try:
+            yield
+        finally:
+            self.base_model.enable_adapter_layers()
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+
+    # Saving and loading -----------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        selected_adapters: list[str] | None = None,
+        save_embedding_layers: str | bool = "auto",
+        is_main_process: bool = True,
+        path_initial_model_for_weight_conversion: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write each adapter's weights, config and model card; 'default' into the folder, others into sub-folders.
+
+        `state_dict=` (live keys) is used instead of the model's own tensors. Files appear complete or not at all.
+        ValueError if the path is a file, an adapter is unknown, or its name would lead out of the folder.
+        """
+        if os.path.isfile(save_directory):
+            raise ValueError(f"Provided path ({save_directory}) should be a directory, not a file")
+        if path_initial_model_for_weight_conversion is not None:
+            raise UnsupportedOptionError(
+                "Converting initialised weights on save is not implemented in the reference."
+            )
+        names = list(self.peft_config) if selected_adapters is None else list(selected_adapters)
+        unknown = [name for name in names if name not in self.peft_config]
+        if unknown:
+            raise ValueError(
+                f"You passed an invalid `selected_adapters` argument: {unknown} not among {list(self.peft_config)}."
+            )
+        folders = {name: saving.adapter_folder(save_directory, name) for name in names}
+        for name, folder in folders.items():
+            state_dict = get_peft_model_state_dict(
+                self,
+                kwargs.get("state_dict"),
+                name,
+                save_embedding_layers=save_embedding_layers,  # type: ignore[arg-type]
+            )
+            if is_main_process:
+                config = self._config_to_save(self.peft_config[name])
+                saving.save_adapter(folder, state_dict, config, safe_serialization, self._card_tags(config))
+
+    def _config_to_save(self, config: PeftConfig) -> PeftConfig:
+        """A copy of the config as files have it: for inference, and naming the base model."""
+        model = self.get_base_model()
+        mapping = {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
+        return dataclasses.replace(
+            config,
+            inference_mode=True,
+            base_model_name_or_path=config.base_model_name_or_path or saving.base_model_name(model),
+            auto_mapping=mapping if config.task_type is None else None,
+        )
+
+    def _card_tags(self, config: PeftConfig) -> list[str]:
+        base = config.base_model_name_or_path
+        tags = [f"base_model:adapter:{base}"] if base else []
+        tags.append(self.peft_type.value.lower())
+        return [*tags, "transformers"] if is_transformers_model(self.get_base_model()) else tags
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: nn.Module,
+        model_id: str | os.PathLike[str],
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        config: PeftConfig | None = None,
+        autocast_adapter_dtype: bool = True,
+        ephemeral_gpu_offload: bool = False,
+        low_cpu_mem_usage: bool = False,
+        key_mapping: dict[str, str] | None = None,
+        **kwargs: Any,
+    ) -> PeftModel:
+        """Add a saved adapter to `model`, in place; frozen and in eval mode unless `is_trainable`.
+
+        `config` replaces the saved one. ValueError for files that are missing or broken, RuntimeError for weights of
+        other shapes (unless `ignore_mismatched_sizes=True`); the model is unchanged after an error.
+        """
+        if config is not None and not isinstance(config, PeftConfig):
+            raise ValueError(f"The input config must be a PeftConfig, got {type(config)}")
+        _refuse_offload(ephemeral_gpu_offload)
+        if config is None:
+            config = PeftConfig.from_pretrained(model_id, **kwargs)
+        config.inference_mode = not is_trainable
+        weights = _read_weights(model_id, None, key_mapping, kwargs)
+        peft_model = cls(model, config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+        peft_model._load(
+            adapter_name,
+            weights,
+            peft_model.base_model.injection,
+            autocast_adapter_dtype,
+            low_cpu_mem_usage,
+            kwargs,
+        )
+        return peft_model if is_trainable else peft_model.eval()
+
+    def load_adapter(
+        self,
+        model_id: str | os.PathLike[str],
+        adapter_name: str,
+        is_trainable: bool = False,
+        torch_device: str | None = None,
+        autocast_adapter_dtype: bool = True,
+        ephemeral_gpu_offload: bool = False,
+        low_cpu_mem_usage: bool = False,
+        key_mapping: dict[str, str] | None = None,
+        **kwargs: Any,
+    ) -> IncompatibleKeys:
+        """Add a saved adapter, inactive; an existing name keeps its config and gets the weights.
+
+        Returns `missing_keys` (of this adapter) and `unexpected_keys`. The model is put into eval mode unless
+        `is_trainable`. Errors as `from_pretrained`, and ValueError for another PEFT type; the model is then unchanged.
+        """
+        _refuse_offload(ephemeral_gpu_offload)
+        done = None
+        config = None
+        if adapter_name not in self.peft_config:
+            config = PeftConfig.from_pretrained(model_id, **kwargs)
+            config.inference_mode = not is_trainable
+        weights = _read_weights(model_id, torch_device, key_mapping, kwargs)
+        if config is not None:
+            done = self._add(adapter_name, config, low_cpu_mem_usage, autocast_adapter_dtype)
+        outcome = self._load(adapter_name, weights, done, autocast_adapter_dtype, low_cpu_mem_usage, kwargs)
+        if is_trainable:
+            self.set_requires_grad(adapter_name)
+        else:
+            self.eval()
+        return outcome
+
+    def _load(
+        self,
+        adapter_name: str,
+        weights: dict[str, Tensor],
+        injection: Injection | None,
+        autocast: bool,
+        low_cpu_mem_usage: bool,
+        options: dict[str, Any],
+    ) -> IncompatibleKeys:
+        """Set the weights of an adapter that was just injected, or take the injection back."""
+        ignore = options.get("ignore_mismatched_sizes", False)
+        try:
+            outcome = set_peft_model_state_dict(self, weights, adapter_name, ignore, low_cpu_mem_usage)
+        except BaseException:
+            if injection is not None:
+                injection.undo()
+            raise
+        cast_adapter_dtype(self.get_base_model(), adapter_name, autocast)
+        own = {entry.live for entry in adapter_entries(self, self.peft_config[adapter_name], adapter_name)}
+        missing = [key for key in outcome.missing_keys if key in own]
+        saving.warn_if_missing(missing)
+        return IncompatibleKeys(missing, outcome.unexpected_keys)
+
+
+def get_peft_model(
+    model: nn.Module,
+    peft_config: PeftConfig,
+    adapter_name: str = "default",
+    mixed: bool = False,
+    autocast_adapter_dtype: bool = True,
+    revision: str | None = None,
+    low_cpu_mem_usage: bool = False,
+) -> PeftModel:
+    """Add an adapter to `model`, in place, and return it wrapped in a `PeftModel`.
+
+    The config object is kept, not copied: the base model's name and `revision` are written into it. Float16 and
+    bfloat16 adapters become float32 if `autocast_adapter_dtype`. ValueError for an unknown PEFT type, for targets that
+    are not found and for whatever else `inject_adapter_in_model` refuses; the model is unchanged after an error.
+    """
+    if mixed:
+        raise UnsupportedOptionError(
+            "mixed=True needs PeftMixedModel, which the reference does not have yet."
+        )
+    tuner_for(peft_config)
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        warnings.warn(
+            "You are trying to modify a model with PEFT for a second time. If you want to reload the model with a "
+            "different config, make sure to call `.unload()` before.",
+            stacklevel=2,
+        )
+    if getattr(model, "peft_config", None):
+        warnings.warn(
+            "Already found a `peft_config` attribute in the model. This leads to several adapters in the model.",
+            stacklevel=2,
+        )
+    old_name, new_name = peft_config.base_model_name_or_path, saving.base_model_name(model)
+    if old_name is not None and old_name != new_name:
+        warnings.warn(
+            f"The PEFT config's `base_model_name_or_path` was renamed from '{old_name}' to '{new_name}'.",
+            stacklevel=2,
+        )
+    if revision is not None and peft_config.revision not in (None, revision):
+        warnings.warn(
+            f"peft config has already set base model revision to {peft_config.revision}, overwriting with {revision}.",
+            stacklevel=2,
+        )
+    peft_model = PeftModel(model, peft_config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+    peft_config.base_model_name_or_path = new_name
+    peft_config.revision = revision if revision is not None else peft_config.revision
+    return peft_model
+
+
+def cast_mixed_precision_params(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast trainable parameters to float32 and all others to `dtype` (float16 or bfloat16)."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
+
+
+def _warn_about_name(adapter_name: str, tuner_cls: type[BaseTuner]) -> None:
+    if isinstance(adapter_name, str) and adapter_name and adapter_name in tuner_cls.prefix:
+        warnings.warn(
+            f"Adapter name '{adapter_name}' should not be contained in the prefix '{tuner_cls.prefix}'. PEFT may "
+            f"reinitialise such an adapter when it loads it.",
+            stacklevel=4,
+        )
+
+
+def _refuse_offload(ephemeral_gpu_offload: bool) -> None:
+    if ephemeral_gpu_offload:
+        raise UnsupportedOptionError("ephemeral_gpu_offload is not implemented in the reference.")
+
+
+def _read_weights(
+    model_id: str | os.PathLike[str],
+    device: str | None,
+    key_mapping: dict[str, str] | None,
+    options: dict[str, Any],
+) -> dict[str, Tensor]:
+    options = {key: value for key, value in options.items() if key != "ignore_mismatched_sizes"}
+    return saving.load_peft_weights(model_id, device, key_mapping, **options)

@@ -1,0 +1,101 @@
+"""The table of methods: PeftType -> config class, tuner class, prefix. Each file in `methods/` adds its row."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import PeftConfig
+    from .injection import BaseTuner
+
+
+class PeftType(str, Enum):
+    """Every method that PEFT 0.21 knows by name, in PEFT's order."""
+
+    PROMPT_TUNING = "PROMPT_TUNING"
+    MULTITASK_PROMPT_TUNING = "MULTITASK_PROMPT_TUNING"
+    P_TUNING = "P_TUNING"
+    PREFIX_TUNING = "PREFIX_TUNING"
+    LORA = "LORA"
+    ADALORA = "ADALORA"
+    ADAMSS = "ADAMSS"
+    BOFT = "BOFT"
+    ADAPTION_PROMPT = "ADAPTION_PROMPT"
+    IA3 = "IA3"
+    BEFT = "BEFT"
+    LILY = "LILY"
+    LOHA = "LOHA"
+    LOKR = "LOKR"
+    OFT = "OFT"
+    POLY = "POLY"
+    LN_TUNING = "LN_TUNING"
+    VERA = "VERA"
+    FROD = "FROD"
+    PVERA = "PVERA"
+    FOURIERFT = "FOURIERFT"
+    GLORA = "GLORA"
+    XLORA = "XLORA"
+    HRA = "HRA"
+    VBLORA = "VBLORA"
+    UNILORA = "UNILORA"
+    CPT = "CPT"
+    MISS = "MISS"
+    RANDLORA = "RANDLORA"
+    ROAD = "ROAD"
+    TRAINABLE_TOKENS = "TRAINABLE_TOKENS"
+    HIRA = "HIRA"
+    SHIRA = "SHIRA"
+    C3A = "C3A"
+    WAVEFT = "WAVEFT"
+    OSF = "OSF"
+    DELORA = "DELORA"
+    GRALORA = "GRALORA"
+    CARTRIDGE = "CARTRIDGE"
+    TINYLORA = "TINYLORA"
+    PSOFT = "PSOFT"
+    PEANUT = "PEANUT"
+    SHADOW = "SHADOW"
+    SUPERTUNING = "SUPERTUNING"
+    DEFT = "DEFT"
+
+
+class TaskType(str, Enum):
+    """The tasks a config may name."""
+
+    SEQ_CLS = "SEQ_CLS"
+    SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
+    CAUSAL_LM = "CAUSAL_LM"
+    TOKEN_CLS = "TOKEN_CLS"
+    QUESTION_ANS = "QUESTION_ANS"
+    FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
+
+
+PEFT_TYPE_TO_CONFIG_MAPPING: dict[PeftType, type[PeftConfig]] = {}
+PEFT_TYPE_TO_TUNER_MAPPING: dict[PeftType, type[BaseTuner]] = {}
+PEFT_TYPE_TO_PREFIX_MAPPING: dict[PeftType, str] = {}
+
+
+def register_peft_method(
+    peft_type: PeftType, config_cls: type[PeftConfig], model_cls: type[BaseTuner] | None = None
+) -> None:
+    """Add a method's row; `model_cls` is None for a method that the reference only knows in order to refuse it."""
+    PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_cls
+    if model_cls is not None:
+        PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = model_cls
+        PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = model_cls.prefix
+
+
+def tuner_for(config: Any) -> type[BaseTuner]:
+    """The tuner class that `config` asks for; ValueError if it is no config or no method that adapts layers."""
+    peft_type = getattr(config, "peft_type", None)
+    if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        known = ", ".join(sorted(t.value for t in PEFT_TYPE_TO_TUNER_MAPPING))
+        given = getattr(peft_type, "value", peft_type) if peft_type is not None else type(config).__name__
+        raise ValueError(f"Unknown PEFT type passed: {given}. The reference adapts models with: {known}.")
+    if peft_type not in PEFT_TYPE_TO_TUNER_MAPPING:
+        raise ValueError(
+            f"{peft_type.value} does not work by adapting layers in place: prompt learning and adaption prompt "
+            f"are not supported here."
+        )
+    return PEFT_TYPE_TO_TUNER_MAPPING[peft_type]
