@@ -1,0 +1,164 @@
+"""`peft-conformance`: check the specs, read them, count what they cover, run them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+
+from peft_conformance.cases import Case, Clause
+from peft_conformance.expand import points
+from peft_conformance.language import FOLDERS, SpecError, SpecErrors, Suite, find_specs_dir, load_suite
+from peft_conformance.lint import lint as faults_of
+from peft_conformance.run import sources, yaml_lines
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="The conformance suite for PEFT-style adapters."
+)
+console = Console(highlight=False, soft_wrap=True)
+
+
+@app.command("lint")
+def lint_specs(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Spec folders or files; without any, our own.")
+    ] = None,
+) -> None:
+    """Check spec files: every fault with its file and line; exit status 1 when there is one."""
+    faults: list[SpecError] = []
+    clauses = 0
+    for folder, chosen in _folders(paths or [find_specs_dir()]):
+        try:
+            suite = load_suite(folder)
+            found = faults_of(suite)
+            clauses += sum(not chosen or clause.file in chosen for clause in suite.clauses)
+        except SpecErrors as errors:
+            found = errors.errors
+        faults += [fault for fault in found if not chosen or fault.file in chosen]
+    for fault in faults:
+        console.print(f"{_near(fault.file)}:{fault.line}: {fault.text}", markup=False)
+    if faults:
+        raise typer.Exit(1)
+    console.print(f"{clauses} clauses, no fault")
+
+
+def _folders(paths: list[Path]) -> Iterator[tuple[Path, set[Path]]]:
+    """Each specs folder that the paths lie in, with the files that were chosen of it (none means all)."""
+    chosen: dict[Path, set[Path]] = {}
+    for path in paths:
+        if not path.exists():
+            raise typer.BadParameter(f"no such file or folder: {path}")
+        inside = path.is_file() or path.resolve().name in FOLDERS
+        folder = path.resolve().parents[1 if path.is_file() else 0] if inside else path.resolve()
+        files = (
+            {path.resolve()} if path.is_file() else set(path.resolve().glob("*.yaml")) if inside else set()
+        )
+        chosen.setdefault(folder, set()).update(files)
+    yield from chosen.items()
+
+
+@app.command()
+def show(clause: Annotated[str, typer.Argument(help="Id of a clause, e.g. inject.in-place.")]) -> None:
+    """Print a clause: its sentence, where that comes from, its cases, and its YAML."""
+    suite = _suite()
+    try:
+        found = suite.clause(clause)
+    except KeyError as error:
+        raise typer.BadParameter(error.args[0]) from None
+    console.print(f"[bold]{found.id}[/bold]  {found.level}\n{found.text}")
+    for source in sources(suite, found):
+        console.print(f"  source   {source}", markup=False)
+    if found.decided:
+        console.print(f"  decided  {found.decided}", markup=False)
+    console.print(f"  profile  {found.profile}\n  API      {found.api}", markup=False)
+    if found.needs:
+        console.print(f"  needs    {', '.join(found.needs)}")
+    ids = [Case(found, point, {}, ()).id for point in points(found)]
+    console.print(f"\n{len(ids)} cases")
+    for case in ids:
+        console.print(f"  {case}", markup=False)
+    console.print(f"\n{_near(found.file)}:{found.line}")
+    console.print(Syntax(yaml_lines(found.file, found.line), "yaml", background_color="default"))
+
+
+@app.command("list")
+def list_clauses() -> None:
+    """List all clauses by topic."""
+    topics: dict[str, list[Clause]] = {}
+    for clause in _suite().clauses:
+        topics.setdefault(clause.topic, []).append(clause)
+    for topic, clauses in sorted(topics.items()):
+        table = Table("clause", "level", "profile", "API", "sentence", title=topic, title_justify="left")
+        for clause in clauses:
+            table.add_row(clause.id, clause.level, clause.profile, clause.api, clause.text)
+        console.print(table)
+
+
+@app.command()
+def coverage() -> None:
+    """Count the rows of the behaviour inventory and the sentences of the documents that clauses cover."""
+    suite = _suite()
+    rows = {row for clause in suite.clauses for row in clause.rows}
+    cited = {(s.get("document"), s.get("sentence")) for clause in suite.clauses for s in clause.sources}
+    areas = [
+        (area, {row: row in rows for row in listed}, suite.rows["excluded"])
+        for area, listed in suite.rows.get("areas", {}).items()
+    ]
+    documents = [
+        (
+            name,
+            {s["id"]: (name, s["id"]) in cited for s in document["sentences"]},
+            {s["id"] for s in document["sentences"] if "excluded" in s},
+        )
+        for name, document in suite.sources.items()
+    ]
+    _print_coverage("behaviours, by area", areas)
+    _print_coverage("sentences, by document", documents)
+
+
+def _print_coverage(title: str, entries: list[tuple[str, dict[str, bool], Collection[str]]]) -> None:
+    """A table of what is covered, excluded with a reason, or missing; then the names of what is missing."""
+    table = Table("", "all", "covered", "excluded", "missing", title=title, title_justify="left")
+    absent: list[str] = []
+    for name, things, excluded in entries:
+        missing = [thing for thing, covered in things.items() if not covered and thing not in excluded]
+        covered = sum(things.values())
+        table.add_row(
+            name, *map(str, (len(things), covered, len(things) - covered - len(missing), len(missing)))
+        )
+        absent += [f"{name}: {thing}" for thing in missing]
+    console.print(table)
+    for line in absent:
+        console.print(f"  missing {line}", markup=False)
+
+
+@app.command("run", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def run_suite(
+    context: typer.Context,
+    impl: Annotated[
+        str, typer.Option(help="reference, peft, peft==VERSION, a module, a .yaml file or a checkout.")
+    ],
+) -> None:
+    """Run the suite against an implementation; further arguments are pytest's (-n 2, -k …, --report DIR)."""
+    suite = ["--pyargs", "peft_conformance.test_conformance", f"--impl={impl}"]
+    raise typer.Exit(subprocess.call([sys.executable, "-m", "pytest", *suite, *context.args]))
+
+
+def _suite() -> Suite:
+    try:
+        return load_suite(find_specs_dir())
+    except SpecErrors as errors:
+        console.print(str(errors), markup=False)
+        raise typer.Exit(1) from None
+
+
+def _near(file: Path) -> Path:
+    """The file as seen from here."""
+    return file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file

@@ -1,0 +1,284 @@
+"""The suite as a pytest plugin: options, one item for each check, failures that read by themselves, header and summary.
+
+pytest loads this module in every run, so that it imports nothing heavy until the suite itself is collected.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from peft_conformance.cases import Case, Check, Verdict
+    from peft_conformance.report import Results
+    from peft_conformance.run import Run
+
+SUITE_FILE = Path(__file__).resolve().with_name("test_conformance.py")
+RUN = pytest.StashKey["Run"]()
+ROW = "peft-conformance"  # the user property that carries a verdict from a worker to the controller
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options of design.md, section 0, in a group of their own."""
+    group = parser.getgroup("peft-conformance", "conformance of a PEFT implementation")
+    group.addoption(
+        "--impl",
+        metavar="NAME",
+        help="reference, peft, peft==VERSION, a module, an implementation's .yaml file or a checkout folder",
+    )
+    group.addoption(
+        "--device", choices=("cpu", "cuda", "auto"), default="cpu", help="devices that cases may use (cpu)"
+    )
+    group.addoption("--api-level", metavar="VERSION", help="judge by this API level, not the one claimed")
+    group.addoption("--profile", action="append", metavar="NAME", help="only this profile (repeatable)")
+    group.addoption(
+        "--matrix",
+        choices=("smoke", "pairwise", "full"),
+        default="full",
+        help="how many points of each clause's matrix become cases (full)",
+    )
+    group.addoption("--report", metavar="DIR", type=Path, help="write results.jsonl and summary.md there")
+    group.addoption("--isolate", action="store_true", help="run the implementation in a process of its own")
+    group.addoption("--specs", metavar="DIR", type=Path, help="use the specs in this folder, not our own")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Open the run before anything is collected, so that a wrong option is a usage error and nothing else."""
+    if not hasattr(config, "workerinput") and suite_is_asked_for(config):
+        open_run(config)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the implementation's own process, if there is one."""
+    if (run := config.stash.get(RUN, None)) is not None:
+        run.close()
+
+
+def suite_is_asked_for(config: pytest.Config) -> bool:
+    """Whether the command line's paths (or packages, with --pyargs) reach the suite's file."""
+    here = config.invocation_params.dir
+    reach = {SUITE_FILE, *SUITE_FILE.parents}
+    if any((here / path).resolve() in reach for path in config.getoption("ignore") or ()):
+        return False
+    if (
+        config.option.impl is None
+    ):  # a plain `pytest` above an environment that holds this package is not about us
+        reach = {SUITE_FILE, *SUITE_FILE.parents[:2]}
+    for arg in config.args:
+        name = arg.split("::")[0]
+        package = name.split(".")[0] == SUITE_FILE.parent.name and not (here / name).exists()
+        path = SUITE_FILE.parent if package and config.getoption("pyargs") else (here / name).resolve()
+        if path in reach:
+            return True
+    return False
+
+
+def open_run(config: pytest.Config) -> Run:
+    """The run that the options describe, opened once; raises UsageError for an option that makes no sense."""
+    if RUN in config.stash:
+        return config.stash[RUN]
+    from peft_conformance.report import Results
+    from peft_conformance.run import Options, Refusal, Run
+
+    option = config.option
+    try:
+        run = Run(
+            Options(
+                implementation=option.impl,
+                device=option.device,
+                api_level=option.api_level,
+                profiles=tuple(option.profile or ()),
+                matrix=option.matrix,
+                isolate=option.isolate,
+                specs=option.specs,
+                update_snapshots=getattr(option, "update_snapshots", False),
+            )
+        )
+    except Refusal as refusal:
+        raise pytest.UsageError(str(refusal)) from None
+    config.stash[RUN] = run
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(
+            Session(Results(run.describe(), not_applicable=run.not_applicable), option)
+        )
+    return run
+
+
+# Collection ------------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> SuiteFile | None:
+    """Collect the suite's file as checks, not as Python functions."""
+    if module_path.resolve() != SUITE_FILE:
+        return None
+    return SuiteFile.from_parent(parent, path=module_path)
+
+
+class SuiteFile(pytest.File):
+    """The suite: a check of a case is one item; so is an expectation or a snapshot that nothing names."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """One item for each check, those of one case beside each other."""
+        try:
+            run = open_run(self.config)
+        except pytest.UsageError as error:
+            raise self.CollectError(str(error)) from None
+        for name, complaint in run.loose_ends():
+            yield LooseEnd.from_parent(self, name=name, nodeid=f"{self.nodeid}::{name}", complaint=complaint)
+        for case in run.cases:
+            for check in case.checks:
+                name = f"{case.id}:{check.id}"
+                node = f"{self.nodeid}::{name}"
+                yield CheckItem.from_parent(self, name=name, nodeid=node, run=run, case=case, check=check)
+
+
+class Red(Exception):
+    """A check that is not as it should be; its text is the whole of what pytest prints."""
+
+
+class CheckItem(pytest.Item):
+    """One check of one case. The case is executed by the first of its checks that runs."""
+
+    def __init__(self, *, run: Run, case: Case, check: Check, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.run, self.case, self.check = run, case, check
+        # -k can then select by topic and profile too
+        self.extra_keyword_matches.update({case.clause.topic, case.clause.profile})
+
+    def runtest(self) -> None:
+        """Pass, skip, xfail or fail as the verdict says."""
+        run = self.run
+        verdict = run.verdict(self.case, self.check)
+        if self.check.word == "snapshot":
+            verdict = run.with_snapshot(verdict, lambda text: matches_snapshot(self, text))
+        self.user_properties.append((ROW, json.dumps(run.row(self.case, self.check, verdict))))
+        raise_outcome(verdict, lambda: run.explain(self.case, self.check, verdict))
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """The failure in the reader's words; a traceback only where our own code is at fault."""
+        return str(excinfo.value) if isinstance(excinfo.value, Red) else super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[os.PathLike[str] | str, int | None, str]:
+        """Where the check is written down: that is what a skip or a verbose line points at."""
+        return self.case.clause.file, self.check.line - 1, self.name
+
+    @property
+    def obj(self) -> Any:
+        """What syrupy calls the test function; it asks for its module and name."""
+        return CheckItem.runtest
+
+
+class LooseEnd(pytest.Item):
+    """Something that no check of the suite answers to: an expectation or a stored snapshot. Always red."""
+
+    def __init__(self, *, complaint: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.complaint = complaint
+
+    def runtest(self) -> None:
+        """Fail with the complaint."""
+        raise Red(self.complaint)
+
+    repr_failure = CheckItem.repr_failure
+
+
+def raise_outcome(verdict: Verdict, explain: Callable[[], str]) -> None:
+    """Turn a verdict into pytest's own outcome: nothing for a pass, else the matching exception."""
+    kind = verdict.verdict
+    if kind in {"fail", "error", "stale", "changed"}:
+        raise Red(explain())
+    if kind == "expected-failure":
+        pytest.xfail(verdict.detail)
+    if kind in {"blocked", "unsupported", "not-applicable", "not-run"}:
+        raise pytest.skip.Exception(f"{kind}: {verdict.detail}", _use_item_location=True)
+
+
+def matches_snapshot(item: CheckItem, text: str) -> bool:
+    """Compare with the stored snapshot through syrupy; under --snapshot-update, store it."""
+    from syrupy.assertion import SnapshotAssertion
+    from syrupy.location import PyTestLocation
+
+    from peft_conformance.run import SnapshotFile
+
+    return bool(
+        SnapshotAssertion(
+            session=item.config._syrupy,  # type: ignore[attr-defined]
+            extension_class=SnapshotFile,
+            test_location=PyTestLocation(item),
+            update_snapshots=item.config.option.update_snapshots,
+        )
+        == text
+    )
+
+
+# Around the run ---------------------------------------------------------------------------------------------------
+
+
+class Session:
+    """Hooks of a run of the suite, registered when one is opened: other pytest runs never see them."""
+
+    def __init__(self, results: Results, options: Namespace) -> None:
+        self.results, self.report_folder, self.distribution = (
+            results,
+            options.report,
+            getattr(options, "dist", "no"),
+        )
+
+    def pytest_report_header(self) -> str:
+        """What is being measured, and with what."""
+        from peft_conformance.report import one_line
+
+        return f"implementation: {one_line(self.results.header)}"
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        """Under -n, give all checks of a case to one worker, unless the user chose another --dist."""
+        if self.distribution != "load":
+            return None
+        from xdist.scheduler import LoadScopeScheduling
+
+        class ByCase(LoadScopeScheduling):
+            def _split_scope(self, nodeid: str) -> str:
+                return nodeid.rpartition(":")[0] if f"/{SUITE_FILE.name}::" in nodeid else nodeid
+
+        return ByCase(config, log)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Gather the verdict that a report carries; on the controller it may come from any worker."""
+        rows = [json.loads(str(value)) for key, value in report.user_properties if key == ROW]
+        if report.when == "call":
+            self.results.rows += rows
+        if report.failed and not rows and f"/{SUITE_FILE.name}::" in report.nodeid:
+            name = report.nodeid.partition("::")[2]
+            self.results.loose_ends.append({"name": name, "complaint": report.longreprtext})
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the report; a run in which nothing was judged is not a success."""
+        if self.report_folder is not None:
+            self.results.write(self.report_folder)
+        if session.exitstatus == pytest.ExitCode.OK and not self.results.judged:
+            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Counts per profile; every warning; and aloud, that nothing was judged."""
+        from peft_conformance.report import brief, text_table
+
+        say = terminalreporter.write_line
+        terminalreporter.section(f"conformance of {self.results.header['implementation']['name']}")
+        for row in self.results.having("warn"):
+            say(f"warn  {row['id']}  {brief(row)}", yellow=True)
+        if self.results.counts():
+            for line in text_table(self.results.table()):
+                say(line)
+        if not self.results.judged:
+            say("NOTHING WAS JUDGED: no check was selected, or every one of them was left out.", red=True)
+        if self.report_folder is not None:
+            say(f"report: {self.report_folder / 'results.jsonl'}")

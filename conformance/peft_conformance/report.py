@@ -1,0 +1,202 @@
+"""Verdicts of a run, gathered: the table on the terminal, `results.jsonl` for programs, `summary.md` for people."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+VERDICTS = (
+    "pass",
+    "fail",
+    "warn",
+    "info",
+    "error",
+    "expected-failure",
+    "stale",
+    "changed",
+    "blocked",
+    "unsupported",
+    "not-applicable",
+    "not-run",
+)
+RED = frozenset({"fail", "error", "stale", "changed"})
+JUDGED = frozenset({"pass", "fail", "warn", "info", "error", "expected-failure", "stale", "changed"})
+HEADINGS = {"expected-failure": "expected"}  # where the table says it shorter
+FORMAT = "1.0"
+
+
+@dataclass
+class Results:
+    """What a run found. Rows arrive in any order, from any worker; everything written is sorted by id."""
+
+    header: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    loose_ends: list[dict[str, str]] = field(default_factory=list)
+    not_applicable: dict[str, int] = field(default_factory=dict)  # checks outside the API level, per profile
+
+    def sorted_rows(self) -> list[dict[str, Any]]:
+        """The rows by check id."""
+        return sorted(self.rows, key=lambda row: row["id"])
+
+    def having(self, *verdicts: str) -> list[dict[str, Any]]:
+        """The rows with one of these verdicts, by check id."""
+        return [row for row in self.sorted_rows() if row["verdict"] in verdicts]
+
+    def counts(self) -> dict[str, Counter[str]]:
+        """How often each verdict was given, per profile."""
+        counts: dict[str, Counter[str]] = {}
+        for row in self.rows:
+            counts.setdefault(row["profile"], Counter())[row["verdict"]] += 1
+        for profile, number in self.not_applicable.items():
+            counts.setdefault(profile, Counter())["not-applicable"] += number
+        return dict(sorted(counts.items()))
+
+    @property
+    def judged(self) -> int:
+        """Checks on which the implementation had a say: not skipped, not blocked."""
+        return sum(row["verdict"] in JUDGED for row in self.rows)
+
+    def table(self) -> list[list[str]]:
+        """Heading and one row for each profile; verdicts that nobody got have no column, `pass` and `fail` always do."""
+        counts = self.counts()
+        shown = [v for v in VERDICTS if v in ("pass", "fail") or any(count[v] for count in counts.values())]
+        table = [["profile", *(HEADINGS.get(verdict, verdict) for verdict in shown)]]
+        for profile, count in counts.items():
+            cells = [str(count[verdict]) for verdict in shown]
+            reasons = {
+                r["detail"] for r in self.rows if r["profile"] == profile and r["verdict"] == "not-run"
+            }
+            if reasons:
+                cells[shown.index("not-run")] += f" ({'; '.join(sorted(reasons))})"
+            table.append([profile, *cells])
+        return table
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """The lines of `results.jsonl`: header, loose ends, checks, footer."""
+        yield {"kind": "header", "format": FORMAT, **self.header}
+        yield from ({"kind": "loose-end", **end} for end in self.loose_ends)
+        yield from ({"kind": "check", **row} for row in self.sorted_rows())
+        verdicts = Counter(row["verdict"] for row in self.rows)
+        yield {
+            "kind": "footer",
+            "checks": len(self.rows),
+            "verdicts": dict(sorted(verdicts.items())),
+            "not_applicable": dict(sorted(self.not_applicable.items())),
+        }
+
+    def summary(self) -> str:
+        """`summary.md`: what ran, the table, and each check that is not a plain pass with its reason."""
+        parts = [f"# {one_line(self.header)}\n", markdown_table(self.table())]
+        if self.loose_ends:
+            parts.append(bullets("Loose ends", [f"`{e['name']}`: {e['complaint']}" for e in self.loose_ends]))
+        for title, verdicts in (
+            ("Red", tuple(RED)),
+            ("Warnings", ("warn",)),
+            ("Known failures", ("expected-failure",)),
+            ("Blocked", ("blocked",)),
+        ):
+            rows = self.having(*verdicts)
+            parts.append(bullets(title, [f"`{row['id']}` {row['verdict']}: {brief(row)}" for row in rows]))
+        reasons = Counter((r["verdict"], r["detail"]) for r in self.having("unsupported", "not-run"))
+        parts.append(
+            bullets("Left out", [f"{n} {v}: {reason}" for (v, reason), n in sorted(reasons.items())])
+        )
+        return "\n".join(part for part in parts if part)
+
+    def write(self, folder: Path) -> None:
+        """Write `results.jsonl` and `summary.md`; each appears whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps(plain(line), ensure_ascii=False, allow_nan=False) for line in self.lines())
+        write_whole(folder / "results.jsonl", "".join(f"{line}\n" for line in lines))
+        write_whole(folder / "summary.md", self.summary())
+
+
+def read(path: Path) -> Results:
+    """Results that `write` has written; raises ValueError naming the line for a file that is cut off or altered."""
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path}:{number}: not JSON ({error.msg}); the file is cut off or damaged"
+            ) from None
+    if not lines or lines[0].get("kind") != "header":
+        raise ValueError(f"{path}:1: expected the header line of a results file")
+    if lines[0].get("format") != FORMAT:
+        raise ValueError(f"{path}:1: format {lines[0].get('format')!r}; this version reads {FORMAT!r}")
+    if lines[-1].get("kind") != "footer":
+        raise ValueError(f"{path}:{len(lines)}: the footer is missing: the file is cut off")
+    header, *body, footer = ({k: v for k, v in line.items() if k not in ("kind", "format")} for line in lines)
+    kinds = [line["kind"] for line in lines[1:-1]]
+    rows = [row for row, kind in zip(body, kinds, strict=True) if kind == "check"]
+    if len(rows) != footer["checks"]:
+        raise ValueError(f"{path}: the footer counts {footer['checks']} checks, {len(rows)} are there")
+    ends = [row for row, kind in zip(body, kinds, strict=True) if kind == "loose-end"]
+    return Results(header, rows, ends, footer["not_applicable"])
+
+
+def one_line(header: dict[str, Any]) -> str:
+    """The header as the terminal shows it."""
+    implementation = header["implementation"]
+    words = [
+        f"{implementation['name']} {implementation['version']}",
+        f"API level {implementation['api_level']}",
+        "own process" if implementation["isolated"] else "in process",
+        f"torch {header['torch']} {header['device']}",
+        f"transformers {header['transformers']}" if header["transformers"] else "no transformers",
+        f"python {header['python']}",
+    ]
+    return " · ".join(words)
+
+
+def brief(row: dict[str, Any]) -> str:
+    """The reason of a verdict in one line."""
+    return str(row["detail"] or row["text"]).splitlines()[0]
+
+
+def bullets(title: str, entries: Iterable[str]) -> str:
+    """A markdown section, or nothing when there is nothing to list."""
+    listed = "".join(f"- {entry}\n" for entry in entries)
+    return f"## {title}\n\n{listed}" if listed else ""
+
+
+def markdown_table(table: list[list[str]]) -> str:
+    """The same table in markdown, numbers to the right."""
+    heading, *rows = table
+    rule = ["---", *("---:" for _ in heading[1:])]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (heading, rule, *rows))
+
+
+def text_table(table: list[list[str]]) -> list[str]:
+    """The table in columns: names to the left, numbers to the right."""
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in table
+    ]
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it: tuples and sets become lists, not-a-number and infinity their names."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted((plain(item) for item in value), key=str)
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+        return str(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write beside the file first, then put it in its place."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
