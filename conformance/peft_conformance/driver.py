@@ -68,6 +68,14 @@ class Foreign(Exception):
     """Carries an exception that came out of the implementation, to tell it from a mistake of ours."""
 
 
+class _PrintOut(io.StringIO):
+    """The beginning of a print-out; a flood does not fill the memory."""
+
+    def write(self, text: str) -> int:
+        super().write(text[: max(0, TEXT_LIMIT - self.tell())])
+        return len(text)
+
+
 class Interrupt(Exception):
     """Our own way out of a `within` block."""
 
@@ -209,7 +217,7 @@ class _Run:
         """Gather the warnings and the print-out of a step in its record; steps within it have taken
         theirs.
         """
-        start, printed = len(self.caught), io.StringIO()
+        start, printed = len(self.caught), _PrintOut()
         try:
             with contextlib.redirect_stdout(printed):
                 yield
@@ -223,7 +231,7 @@ class _Run:
                 for w in self.caught[start:]
             ]
             del self.caught[start:]
-            record["printed"] = printed.getvalue()[:TEXT_LIMIT]
+            record["printed"] = printed.getvalue()
 
     def _within(self, body: dict[str, Any], phase: str) -> None:
         with contextlib.suppress(Interrupt), _foreign(), getattr(self.model(body["on"]), body["context"])():
@@ -254,8 +262,8 @@ class _Run:
             made = self.entity(model).made if model else None
         if "as" in step:
             kind = "model" if isinstance(result, nn.Module) else None
-            if isinstance(result, dict) and "state_dict" in name:
-                kind = "state_dict"
+            if isinstance(result, dict) and self.program["operations"][name].get("result") == "state_dict":
+                kind = "state_dict"  # also when it is empty
             self.entities[step["as"]] = Entity(result, kind, made)
 
     def _argument(self, key: str, value: Any) -> Any:

@@ -53,8 +53,8 @@ SIMPLE = (
 def plain(value: Any) -> Any:
     """`value` as JSON can hold it.
 
-    Sets are sorted, tuples become lists, enums their value, dtypes and devices their name, `nan` and `inf` text, and
-    everything else `{"class": name}`.
+    Sets are sorted, tuples become lists, enums their value, dtypes and devices their name, `nan` and `inf`
+    text, and everything else `{"class": name}`.
     """
     if isinstance(value, enum.Enum):
         return plain(value.value)
@@ -97,8 +97,8 @@ def signature(function: Callable[..., Any]) -> list[Record]:
 class Recorder:
     """Makes the records of one case.
 
-    Same object, same token: whatever got a token is kept alive, so that no address is used twice. Tensor values
-    that a record is to have are collected in `tensors`.
+    Same object, same token: whatever got a token is kept alive, so that no address is used twice. Tensor
+    values that a record is to have are collected in `tensors`.
     """
 
     def __init__(self, slots: Iterable[str] = ()) -> None:
