@@ -1,0 +1,266 @@
+"""The oracle: a method's formula, evaluated in float64 over the tensors that were observed.
+ `evaluate` knows a small closed grammar over Python's `ast`: names, numbers, `+ - * / @ **`, unary minus,
+indexing and slicing (`v[:, None]`, `B[:out]`), and the functions of `FUNCTIONS`. `effective` and
+`apply_layer` put a card's formulas to the one layer of a model; matrices are canonical, (out, in) or (dim,
+num), kernels flattened into `in`.
+"""
+
+from __future__ import annotations
+
+import ast
+import keyword
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Value = Any  # a float64 tensor or a number
+
+
+class FormulaError(ValueError):
+    """A formula that says something the grammar or its symbols do not offer: a mistake in a card."""
+
+
+class Misfit(FormulaError):
+    """Tensors whose shapes do not fit the formula: what an implementation observed wrong can cause."""
+
+
+OPERATORS: dict[type, Callable[..., Value]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.MatMult: operator.matmul,
+    ast.Pow: operator.pow,
+    ast.USub: operator.neg,
+}
+
+
+def _sqrt(x: Value) -> Value:
+    return torch.sqrt(x) if isinstance(x, Tensor) else math.sqrt(x)
+
+
+FUNCTIONS: dict[str, Callable[..., Value]] = {
+    "sqrt": _sqrt,
+    "kron": torch.kron,
+    "transpose": lambda x: x.mT,  # swaps the last two dimensions
+    "diag": torch.diag,
+}
+
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def parse(formula: str) -> tuple[ast.expr, set[str]]:
+    """The tree of a formula and the symbols it names; raises `FormulaError` on anything outside the grammar.
+
+    Python's reserved words are symbols here like any other: the papers' letters include `in` and `lambda`.
+    """
+    try:
+        readable = _WORD.sub(
+            lambda m: m[0] + "_" * keyword.iskeyword(m[0]) if m[0] != "None" else m[0], formula
+        )
+        tree = ast.parse(readable, mode="eval").body
+    except SyntaxError as error:
+        raise FormulaError(f"formula {formula!r}: {error.msg} at column {error.offset}") from None
+    symbols: set[str] = set()
+
+    def visit(node: ast.expr, inside_index: bool = False) -> None:
+        match node:
+            case ast.Name():
+                symbols.add(_symbol(node))
+            case ast.Constant(value=value) if type(value) in (int, float) or (inside_index and value is None):
+                pass
+            case ast.BinOp() if type(node.op) in OPERATORS:
+                visit(node.left)
+                visit(node.right)
+            case ast.UnaryOp() if type(node.op) in OPERATORS:
+                visit(node.operand)
+            case ast.Subscript():
+                visit(node.value)
+                items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+                for item in items:
+                    bounds = [item.lower, item.upper, item.step] if isinstance(item, ast.Slice) else [item]
+                    for bound in filter(None, bounds):
+                        visit(bound, inside_index=not isinstance(item, ast.Slice))
+            case ast.Call(func=ast.Name() as function) if not node.keywords:
+                if function.id not in FUNCTIONS:
+                    known = ", ".join(sorted(FUNCTIONS))
+                    raise FormulaError(f"formula {formula!r}: no function {function.id!r}; there are {known}")
+                for argument in node.args:
+                    visit(argument)
+            case _:
+                found = ast.unparse(node)
+                raise FormulaError(
+                    f"formula {formula!r}: {found!r} ({type(node).__name__}) is not in the grammar"
+                )
+
+    visit(tree)
+    return tree, symbols
+
+
+def _symbol(node: ast.Name) -> str:
+    return node.id[:-1] if keyword.iskeyword(node.id[:-1]) else node.id
+
+
+def evaluate(formula: str, symbols: Mapping[str, Tensor | float]) -> Value:
+    """The value of a formula. Tensors are taken to float64; whole numbers stay whole, for they can bound a
+       slice.
+    Raises `FormulaError`, naming formula and symbol, for what is not in the grammar or not among `symbols`, and
+       `Misfit` for shapes that an operator refuses.
+    """
+    tree, wanted = parse(formula)
+    for symbol in sorted(wanted - symbols.keys()):
+        raise FormulaError(
+            f"formula {formula!r}: no symbol {symbol!r}; there are {', '.join(sorted(symbols))}"
+        )
+    values = {name: s.to(torch.float64) if isinstance(s, Tensor) else s for name, s in symbols.items()}
+
+    def index(node: ast.expr) -> Any:
+        if isinstance(node, ast.Slice):
+            return slice(*(bound and value(bound) for bound in (node.lower, node.upper, node.step)))
+        return None if isinstance(node, ast.Constant) and node.value is None else value(node)
+
+    def value(node: ast.expr) -> Value:
+        match node:
+            case ast.Name():
+                return values[_symbol(node)]
+            case ast.Constant():
+                return node.value
+            case ast.BinOp():
+                return attempt(node, OPERATORS[type(node.op)], value(node.left), value(node.right))
+            case ast.UnaryOp():
+                return attempt(node, OPERATORS[type(node.op)], value(node.operand))
+            case ast.Subscript(slice=ast.Tuple(elts=items)):
+                return attempt(node, operator.getitem, value(node.value), tuple(map(index, items)))
+            case ast.Subscript():
+                return attempt(node, operator.getitem, value(node.value), index(node.slice))
+            case ast.Call(func=ast.Name(id=function)):
+                return attempt(node, FUNCTIONS[function], *map(value, node.args))
+        raise AssertionError(f"parse let {ast.dump(node)} through")
+
+    def attempt(node: ast.expr, function: Callable[..., Value], *operands: Value) -> Value:
+        try:
+            return function(*operands)
+        except (RuntimeError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+            given = [f"shape {list(o.shape)}" if isinstance(o, Tensor) else repr(o) for o in operands]
+            reason = str(error).splitlines()[0]
+            raise Misfit(
+                f"formula {formula!r}: {ast.unparse(node)} of {', '.join(given)}: {reason}"
+            ) from None
+
+    return value(tree)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter on the layer: its method's card, its config's fields, its tensors by the card's names."""
+
+    name: str
+    card: Mapping[str, Any]
+    fields: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer type: whether its weight is stored as (in, out) or (num, dim), and torch's own function."""
+
+    transposed: bool
+    call: Callable[..., Tensor]
+
+
+CONV_ARGUMENTS = ("stride", "padding", "dilation", "groups")
+LAYERS = {
+    "Linear": Layer(False, F.linear),
+    "Conv1D": Layer(True, lambda x, w, b: F.linear(x, w.mT, b)),
+    "Embedding": Layer(True, lambda x, w, b: F.embedding(x, w)),
+    "Conv1d": Layer(False, F.conv1d),
+    "Conv2d": Layer(False, F.conv2d),
+    "Conv3d": Layer(False, F.conv3d),
+}
+
+
+def _symbols(
+    adapter: Adapter, layer: str, known: Mapping[str, Any], overrides: Mapping[str, float]
+) -> dict[str, Any]:
+    """What the card's formulas may name: sizes, W, b, config fields, tensors, and the card's own symbols."""
+    fields = {**adapter.fields, **overrides}
+    numbers = {k: v for k, v in fields.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    symbols: dict[str, Any] = {**numbers, **known}
+    for name, tensor in adapter.card.get("tensors", {}).items():
+        symbol = tensor.get("symbol", name)
+        if layer not in tensor.get("on", [layer]):
+            symbols.setdefault(symbol, 0.0)  # another tensor of the card may stand for it on this layer
+        elif name in adapter.tensors:
+            found = adapter.tensors[name].to(torch.float64)
+            symbols[symbol] = (
+                found.flatten(1) if layer in ("Conv1d", "Conv2d", "Conv3d") and found.ndim > 2 else found
+            )
+        elif "when" in tensor and not _holds(tensor["when"], fields):
+            symbols[symbol] = 0.0  # a tensor that this config does not call for adds nothing
+        else:
+            raise Misfit(f"adapter {adapter.name!r} has no tensor {name} on this layer")
+    for name, choices in adapter.card.get("symbols", {}).items():
+        if name not in overrides:
+            choice = next((c for c in choices if _holds(c.get("when", {}), fields)), None)
+            if choice is None:
+                raise FormulaError(f"card {adapter.card['method']}: no value of {name!r} fits the config")
+            symbols[name] = evaluate(choice["value"], symbols)
+    return symbols
+
+
+def _holds(when: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+    return all(fields.get(name) == value for name, value in when.items())
+
+
+def effective(
+    layer: str,
+    weight: Tensor,
+    bias: Tensor | None,
+    adapters: Sequence[Adapter],
+    overrides: Mapping[str, float],
+) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the layer with `adapters` active, in the layer's own storage order, in float64.
+    How several combine is the cards' `active_together`: `sum` adds each one's change of the base, `compose`
+       changes the result of the one before, `one` allows a single adapter. `overrides` replaces config fields
+       and card symbols. Raises `FormulaError` for what the cards cannot say, `Misfit` for tensors that do not
+       fit.
+    """
+    if layer not in LAYERS:
+        raise FormulaError(f"no oracle for layers of type {layer}; there are {', '.join(LAYERS)}")
+    stored = weight.to(torch.float64)
+    base = stored.mT if LAYERS[layer].transposed else stored.flatten(1)  # (out, in·kernel) or (dim, num)
+    base_bias: Value = 0.0 if bias is None else bias.to(torch.float64)
+    w, b = base, base_bias
+    for adapter in adapters:
+        together = adapter.card.get("active_together", "one")
+        if together == "one" and len(adapters) > 1:
+            raise FormulaError(f"card {adapter.card['method']}: one adapter at a time, given {len(adapters)}")
+        from_w, from_b = (w, b) if together == "compose" else (base, base_bias)
+        known = {"W": from_w, "b": from_b, "out": base.shape[0], "in": base.shape[1]}
+        symbols = _symbols(adapter, layer, known, overrides)
+        w = w + (evaluate(adapter.card["weight"], symbols) - from_w)
+        b = b + (evaluate(adapter.card.get("bias", "b"), symbols) - from_b)
+    if w.shape != base.shape:
+        raise Misfit(
+            f"the formula gives a weight of shape {list(w.shape)}, the layer's is {list(base.shape)}"
+        )
+    return (w.mT if LAYERS[layer].transposed else w.reshape(stored.shape)), (
+        b if isinstance(b, Tensor) else None
+    )
+
+
+def apply_layer(
+    layer: str, arguments: Mapping[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """The layer's output for input `x`, with the `arguments` that the model's declaration gives the layer."""
+    if arguments.get("padding_mode", "zeros") != "zeros":
+        raise FormulaError(f"no oracle for padding_mode {arguments['padding_mode']!r}")
+    used = {name: arguments[name] for name in CONV_ARGUMENTS if name in arguments}
+    return LAYERS[layer].call(x.to(torch.float64) if x.is_floating_point() else x, weight, bias, **used)

@@ -1,0 +1,177 @@
+"""What each tensor of a record is for, read from the method cards rather than from name prefixes.
+ A tensor `<path>.<slot>.<adapter>[.<rest>]` is an adapter's when `<slot>[.<rest>]` is a tensor of a card; a
+copy below `modules_to_save.<adapter>` is `aux`; everything else is `base`, whatever it is called.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Record = Mapping[str, Any]
+Cards = Mapping[str, Mapping[str, Any]]
+
+WRAPPED = ("base_layer", "original_module")  # where a wrapper keeps the module it stands for
+ROOT = "base_model.model."  # what PeftModel puts before the paths of the model it holds
+
+
+@dataclass(frozen=True)
+class Tag:
+    """What a tensor is for."""
+
+    role: str  # base, aux, or a role of the cards: trainable, frozen, saved-buffer, unsaved, shared
+    module: str  # path of the adapted layer or wrapper, or of the module that owns a base tensor
+    adapter: str | None  # None for base tensors, and in state dicts, whose keys name no adapter
+    tensor: str  # the card's name for it, or the last segment of its own
+    name: str  # its name as if no layer had been wrapped: equal before and after an injection
+    bare: str  # the same without the adapter's name and PeftModel's prefix: as in a checkpoint
+
+    def has_role(self, role: str) -> bool:
+        """True when `role` names what the tensor is for; `adapter` stands for every role of the cards."""
+        return self.role == role or (role == "adapter" and self.role not in ("base", "aux"))
+
+
+Tagged = tuple[Mapping[str, Any], Tag]
+
+
+def tensors_of(record: Record) -> list[Mapping[str, Any]]:
+    """The tensors that a record holds, in its order; those of a folder come from its files."""
+    if record["kind"] == "folder":
+        return [t for _, file in sorted(record["files"].items()) for t in file.get("tensors") or ()]
+    if record["kind"] == "tensor":
+        return [{"name": "", **record}]
+    return list(record.get("tensors") or ())
+
+
+def card_of(config: Record, cards: Cards) -> Mapping[str, Any] | None:
+    """The card of a config's record, by `peft_type`, else by class; None for a method without a card."""
+    by_type = cards.get(str(config.get("fields", {}).get("peft_type")))
+    return by_type or next((c for c in cards.values() if c["config"]["class"] == config.get("class")), None)
+
+
+def unwrapped(path: str, modules: Mapping[str, Any] | None) -> str:
+    """`path` without the segments that wrapping put into it; `modules` by name, None for state dicts."""
+    parts: list[str] = []
+    real: list[str] = []
+    for part in path.split("."):
+        if part not in WRAPPED or not (modules is None or _wraps(modules, ".".join(real), part)):
+            parts.append(part)
+        real.append(part)
+    return ".".join(parts)
+
+
+def _wraps(modules: Mapping[str, Any], path: str, part: str) -> bool:
+    module = modules.get(path)
+    if module is None:
+        return False
+    if part == "base_layer":
+        return module.get("adapter") is not None
+    return f"{path}.modules_to_save".lstrip(".") in modules
+
+
+def _slots(cards: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Slot name -> rest of the name -> role, over all the cards' tensors."""
+    slots: dict[str, dict[str, str]] = {}
+    for card in cards:
+        for name, tensor in card.get("tensors", {}).items():
+            slot, _, rest = name.partition(".")
+            slots.setdefault(slot, {})[rest] = tensor["role"]
+    return slots
+
+
+def tags(record: Record, cards: Cards) -> list[Tagged]:
+    """Every tensor of a record with what it is for.
+    An adapter that the model's `peft_config` knows is read with its own method's card; any other (a leftover of
+       a deleted adapter, a state dict) with all the cards.
+    """
+    is_model = record["kind"] == "model"
+    modules = {m["name"]: m for m in record["modules"]} if is_model else None
+    configs = (record.get("peft_config") or {}) if is_model else {}
+    known = {name: card_of(config, cards) for name, config in configs.items()}
+    everything = _slots(cards.values())
+    of_adapter = {name: _slots([card]) if card else everything for name, card in known.items()}
+
+    def tag(name: str) -> Tag:
+        parts = name.split(".")
+        for i in range(len(parts) - 1, -1, -1):
+            path, here, after = ".".join(parts[:i]), parts[i], parts[i + 1 :]
+            if here == "modules_to_save" and after and modules is not None:
+                if f"{path}.original_module".lstrip(".") in modules:
+                    rest = ".".join(after[1:])
+                    return _tag("aux", path, after[0], rest, [unwrapped(path, modules), here], rest)
+                continue
+            if here not in everything:
+                continue
+            rest = ".".join(after[1:])
+            role = of_adapter.get(after[0], everything).get(here, {}).get(rest) if after else None
+            if role is not None:
+                return _tag(role, path, after[0], join(here, rest), [path, here], rest)
+            if modules is None and ".".join(after) in everything[here]:
+                rest = ".".join(after)
+                return _tag(everything[here][rest], path, None, join(here, rest), [path, here], rest)
+        owner, _, last = name.rpartition(".")
+        plain = unwrapped(owner, modules)
+        return _tag("base", plain, None, last, [plain], last)
+
+    return [(tensor, tag(tensor["name"])) for tensor in tensors_of(record)]
+
+
+def _tag(role: str, module: str, adapter: str | None, tensor: str, before: Sequence[str], rest: str) -> Tag:
+    bare = join(*before, rest)
+    return Tag(role, module, adapter, tensor, join(*before, adapter or "", rest), bare.removeprefix(ROOT))
+
+
+def join(*parts: str) -> str:
+    """The non-empty parts as one dotted path."""
+    return ".".join(filter(None, parts))
+
+
+def select(tagged: Iterable[Tagged], selection: Mapping[str, Any]) -> list[Tagged]:
+    """The tensors that fit every given one of `role`, `adapter`, `module`, `name` (full matches) and `kind`.
+
+    A state dict's keys name no adapter, so there `adapter` selects whatever is not base.
+    """
+
+    def fits(tensor: Mapping[str, Any], tag: Tag) -> bool:
+        role, adapter = selection.get("role"), selection.get("adapter")
+        module, name, kind = selection.get("module"), selection.get("name"), selection.get("kind")
+        return (
+            (role is None or tag.has_role(role))
+            and (adapter is None or (tag.role != "base" and tag.adapter in (adapter, None)))
+            and (module is None or re.fullmatch(module, tag.module) is not None)
+            and (name is None or re.fullmatch(name, tensor["name"]) is not None)
+            and (kind is None or tensor.get("kind") == kind)
+        )
+
+    return [(tensor, tag) for tensor, tag in tagged if fits(tensor, tag)]
+
+
+def pair(
+    left: Sequence[Tagged], right: Sequence[Tagged]
+) -> tuple[list[tuple[Tagged, Tagged]], list[Tagged], list[Tagged]]:
+    """Pairs, what is only left and what is only right; matched by object where possible, else by name."""
+    keys: list[Callable[[Tagged], tuple[Any, ...]]] = [
+        lambda item: (item[0].get("object"), item[1].name),
+        lambda item: (item[1].name,),
+        lambda item: (item[0].get("object"),),
+        lambda item: (item[1].bare,),
+    ]
+    pairs: list[tuple[Tagged, Tagged]] = []
+    lefts, rights = list(left), list(right)
+    for key in keys:
+        waiting: dict[Any, list[Tagged]] = {}
+        for item in rights:
+            if None not in key(item):
+                waiting.setdefault(key(item), []).append(item)
+        unmatched = []
+        for item in lefts:
+            candidates = waiting.get(key(item))
+            if candidates:
+                pairs.append((item, candidates.pop(0)))
+            else:
+                unmatched.append(item)
+        taken = {id(item) for _, item in pairs}
+        lefts, rights = unmatched, [item for item in rights if id(item) not in taken]
+    return pairs, lefts, rights
