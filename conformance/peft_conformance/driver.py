@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from peft_conformance import models
@@ -456,7 +457,7 @@ class _Run:
 
     def _read(self, body: dict[str, Any]) -> None:
         source = self.entity(body["of"])
-        value = source.value
+        value = Files(source.value) if source.kind == "folder" else source.value
         with _foreign():
             for attribute, key in re.findall(r"([A-Za-z_]\w*)|\[([^\]\[]+)\]", body["path"]):
                 value = getattr(value, attribute) if attribute else value[_key(value, key)]
@@ -498,12 +499,38 @@ STEPS: dict[str, Callable[[_Run, Any], None]] = {
 }
 
 
+class Tensors(dict[str, torch.Tensor]):
+    """What a safetensors file holds: its tensors in their order, and its `metadata`."""
+
+    metadata: dict[str, str] | None = None
+
+
+class Files:
+    """The files of a folder by name, JSON as data and safetensors as tensors, whoever wrote them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __getitem__(self, name: str) -> Any:
+        path = self.folder / name
+        if not path.is_file():
+            raise Missing(f"no file {name} was written")
+        if path.suffix == ".json":
+            return json.loads(path.read_text(encoding="utf-8"))
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                tensors = Tensors((key, file.get_tensor(key)) for key in file.keys())  # noqa: SIM118 - no mapping
+                tensors.metadata = file.metadata()
+            return tensors
+        return path.read_text(encoding="utf-8")
+
+
 @contextmanager
 def _foreign() -> Iterator[None]:
     """Mark what is raised inside as the implementation's doing."""
     try:
         yield
-    except (Interrupt, Foreign):
+    except (Interrupt, Foreign, Missing):
         raise
     except (Exception, SystemExit) as error:
         raise Foreign from error
