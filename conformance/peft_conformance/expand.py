@@ -57,8 +57,8 @@ def expand(
     """All cases of a suite for an implementation that claims `api_level`, in the order of the files.
 
     `offers` names the capabilities that the implementation has (`method-lora` and the like included) or is
-    "all"; `lacks` maps those that it does not have to the reason. `profile` and `clauses` select by profile and
-    by clause id; what they leave out is not returned at all.
+    "all"; `lacks` maps those that it does not have to the reason. `profile` and `clauses` select by profile
+    and by clause id; what they leave out is not returned at all.
     """
     level = Version(api_level)
     profiles = {profile} if isinstance(profile, str) else set(profile or ())
@@ -190,7 +190,7 @@ def _case(suite: Suite, clause: Clause, point: Point, level: Version) -> Case:
 
     variant = next((v for v in clause.variants if contains(v.api, level)), clause.variants[0])
     checks = [Check(c.id, c.word, fill(c.body, point), c.level, c.line, c.because) for c in variant.checks]
-    checks += _derived(clause, when)
+    checks += _derived(clause, when, point)
     case = Case(clause, point, {}, tuple(checks), tuple(sorted(requires)))
     case.program.update(
         case=case.id,
@@ -245,7 +245,7 @@ def _resolve(suite: Suite, value: Any) -> Any:
     return {"id": value["id"], "config": card["method"], **config} if "id" in value else {"config": config}
 
 
-def _derived(clause: Clause, when: list[dict[str, Any]]) -> list[Check]:
+def _derived(clause: Clause, when: list[dict[str, Any]], point: Point) -> list[Check]:
     """The checks that a clause implies: the errors it names are raised, only what it names is modified."""
     pairs = zip(_indexed(when), flat(clause.when), strict=True)
     raising = [(i, s, raw) for (i, s), raw in pairs if "raises" in step_options(s)]
@@ -257,7 +257,7 @@ def _derived(clause: Clause, when: list[dict[str, Any]]) -> list[Check]:
         result.append(Check(name, "raises", body, clause.level, getattr(raw, "line", clause.line)))
     level = clause.level if clause.level in ("MAY", "UNSPECIFIED") else "MUST"
     line = clause.lines.get("modifies", clause.line)
-    return [*result, Check("frame", "frame", {"modifies": [dict(m) for m in clause.modifies]}, level, line)]
+    return [*result, Check("frame", "frame", {"modifies": fill(list(clause.modifies), point)}, level, line)]
 
 
 def _indexed(steps: list[dict[str, Any]], within: str = "") -> Iterator[tuple[int | str, dict[str, Any]]]:

@@ -1,0 +1,521 @@
+"""What a schema cannot see: references, ranges, coverage. Every fault with its line, all in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from peft_conformance.cases import Check, Clause
+from peft_conformance.expand import (
+    configs,
+    contains,
+    excludes,
+    fill,
+    flat,
+    points,
+    step_label,
+    step_options,
+    step_word,
+)
+from peft_conformance.formula import FormulaError, parse
+from peft_conformance.language import Map, Seq, SpecError, Suite, closest, injectable, schema_errors
+
+NO_CARD = ("none", "unknown", "not-a-config")  # what make_config makes beside the configs of methods
+MAKES = {
+    "make_model": "model",
+    "make_config": "config",
+    "make_folder": "folder",
+    "edit_state_dict": "state_dict",
+    "forward": "tensor",
+    "read": "any",
+    "look_up": "callable",
+}
+USES: dict[str, dict[str, tuple[str, ...]]] = {  # step -> key -> kinds of entity that it may name
+    "edit_state_dict": {"of": ("state_dict",)},
+    "edit_file": {"folder": ("folder",)},
+    "forward": {"of": ("model",)},
+    "backward": {"of": ("model",)},
+    "perturb": {"of": ("model",)},
+    "set_tensor": {"of": ("model",)},
+    "set_mode": {"of": ("model",)},
+    "write": {"of": ("model", "config")},
+    "within": {"on": ("model",)},
+    "capture": {"of": ()},  # any
+    "read": {"of": ()},
+}
+ARGUMENTS = {  # parameter of an operation -> kind of entity that it takes
+    "model": "model",
+    "peft_config": "config",
+    "config": "config",
+    "state_dict": "state_dict",
+    "peft_model_state_dict": "state_dict",
+    "model_id": "folder",
+    "save_directory": "folder",
+    "pretrained_model_name_or_path": "folder",
+}
+TABLES = ("model", "state_dict", "folder", "tensor")  # what holds tensors
+CHECKS: dict[str, dict[str, tuple[str, ...]]] = {  # check -> key -> kinds of entity that it may name
+    "all": {"of": TABLES},
+    "none": {"of": TABLES},
+    "modules": {"of": ("model",)},
+    "keys": dict.fromkeys(("of", "same_as", "fewer_than"), (*TABLES, "config", "value")),
+    "same": {"left": (), "right": ()},
+    "equal": {"of": ("value",)},
+    "instance": {"of": ()},
+    "close": {"left": TABLES, "right": TABLES},
+    "differ": {"left": TABLES, "right": TABLES},
+    "formula": {"of": ("model",), "output": ("tensor",)},
+    "signature": {"of": ("callable",)},
+    "snapshot": {"of": ("callable", "model", "state_dict")},
+}
+VIEWS = {"signature": "callable", "module_tree": "model", "state_dict": "state_dict"}
+
+
+def lint(suite: Suite) -> list[SpecError]:
+    """Every fault of a loaded suite that its schemas did not see, in file order."""
+    written = _written(suite)
+    found = [*_sets(suite), *_cards(suite), *_needs(suite), *_coverage(suite)]
+    for clause in suite.clauses:
+        found += _ClauseLint(suite, clause, written[clause.file, clause.line]).errors
+    return sorted(set(found), key=lambda e: (str(e.file), e.line, e.message))
+
+
+def _written(suite: Suite) -> dict[tuple[Path, int], Map]:
+    """Each clause as it stands in its file, by file and line."""
+    return {
+        (file, line): raw
+        for file, data in suite.files.items()
+        for items in (data.get("clauses", Seq(1)), data.get("laws", Seq(1)))
+        for raw, line in zip(items, items.lines, strict=True)
+    }
+
+
+# --- API ranges -----------------------------------------------------------------------------------
+
+
+def probes(*ranges: str) -> list[Version]:
+    """Versions on, just below and just above every bound of PEP 440 ranges: enough to tell them apart."""
+    found = {Version("0"), Version("99999")}
+    for spec in (s for text in ranges for s in SpecifierSet(text)):
+        release = Version(spec.version.removesuffix(".*")).release
+        bounds = [release, (*release[:-1], release[-1] + 1)]
+        if len(release) > 1:
+            bounds.append((*release[:-2], release[-2] + 1))  # where `~=` ends
+        for bound in bounds:
+            found |= {Version(_text(bound)), Version(_text((*bound, 0, 1))), Version(_text(_below(bound)))}
+    return sorted(found)
+
+
+def _text(release: Iterable[int]) -> str:
+    return ".".join(map(str, release))
+
+
+def _below(release: tuple[int, ...]) -> tuple[int, ...]:
+    trimmed = list(release)
+    while len(trimmed) > 1 and trimmed[-1] == 0:
+        trimmed.pop()
+    return (*trimmed[:-1], max(trimmed[-1] - 1, 0), 99999 if trimmed[-1] else 0)
+
+
+def outside(inner: str, outer: str) -> Version | None:
+    """A version that lies in `inner` but not in `outer`, or None if `outer` holds all of it."""
+    return next((v for v in probes(inner, outer) if contains(inner, v) and not contains(outer, v)), None)
+
+
+def untiled(parts: Collection[str], whole: str) -> str | None:
+    """How `parts` fail to cover every version of `whole` exactly once, or None if they tile it."""
+    for version in probes(whole, *parts):
+        held = [part for part in parts if contains(part, version)]
+        if contains(whole, version) and not held:
+            return f"leave a gap: none holds {version}, which is in {whole}"
+        if len(held) > 1:
+            return f"overlap: {held[0]} and {held[1]} both hold {version}"
+        if held and not contains(whole, version):
+            return f"reach too far: {held[0]} holds {version}, which is not in {whole}"
+    return None
+
+
+# --- vocabulary, cards, coverage ------------------------------------------------------------------
+
+
+def _sets(suite: Suite) -> Iterator[SpecError]:
+    for file, data in suite.files.items():
+        for name, entry in data.get("sets", {}).items():
+            if ("cards" in entry) == ("values" in entry):
+                yield SpecError(file, entry.line, f"set {name!r} needs either `values` or `cards`")
+
+
+def _cards(suite: Suite) -> Iterator[SpecError]:
+    for card in suite.cards.values():
+        file, config = suite.file_of(card), card["config"]
+        fields = {*config.get("fields", config["use"])}
+        problem = untiled(list(injectable(card)), ">=0")
+        if problem:
+            yield SpecError(file, card.lines["injectable"], f"injectable: the ranges {problem}")
+        named = [(config["use"], name) for name in config["use"]]
+        tensors = card.get("tensors", {})
+        alternatives = [a for alternatives in card.get("symbols", {}).values() for a in alternatives]
+        named += [(e["when"], name) for e in [*tensors.values(), *alternatives] for name in e.get("when", ())]
+        for where, name in named:
+            if name not in fields:
+                message = f"{config['class']} has no field {name!r}"
+                yield SpecError(file, where.lines[name], message, closest(name, fields))
+        symbols = {"W", "b", "in", "out", "num", "dim", *fields, *card.get("symbols", ()), *tensors}
+        symbols |= {entry.get("symbol", name) for name, entry in tensors.items()}
+        formulas = [(card, key) for key in ("weight", "bias") if key in card]
+        for holder, key in [*formulas, *((a, "value") for a in alternatives)]:
+            try:
+                unknown = sorted(parse(holder[key])[1] - symbols)
+            except FormulaError as error:
+                yield SpecError(file, holder.lines[key], str(error))
+                continue
+            for symbol in unknown:
+                message = f"unknown symbol {symbol!r} in a formula"
+                yield SpecError(file, holder.lines[key], message, closest(symbol, symbols))
+
+
+def _needs(suite: Suite) -> Iterator[SpecError]:
+    first: dict[str, Clause] = {}
+    for clause in suite.clauses:
+        other = first.setdefault(clause.id, clause)
+        if other is not clause:
+            place = f"{other.file.parent.name}/{other.file.name}:{other.line}"
+            yield SpecError(clause.file, clause.line, f"clause {clause.id!r} is there already, at {place}")
+    for clause in first.values():
+        line = clause.lines.get("needs", clause.line)
+        for need in clause.needs:
+            if need not in first:
+                yield SpecError(clause.file, line, f"needs unknown clause {need!r}", closest(need, first))
+            elif clause.id in _reached(first, need):
+                yield SpecError(clause.file, line, f"needs {need!r}, which needs this clause in turn")
+
+
+def _reached(clauses: Mapping[str, Clause], start: str) -> set[str]:
+    """The clauses that `start` needs, itself included, however far away."""
+    found, waiting = set[str](), [start]
+    while waiting:
+        name = waiting.pop()
+        if name in clauses and name not in found:
+            found.add(name)
+            waiting += clauses[name].needs
+    return found
+
+
+def _coverage(suite: Suite) -> Iterator[SpecError]:
+    """Sentences and rows that neither a clause covers nor a reason excludes, or that both do."""
+    cited = {(s.get("document"), s.get("sentence")) for clause in suite.clauses for s in clause.sources}
+    for name, inventory in suite.sources.items():
+        file, seen = suite.file_of(inventory), set[str]()
+        for entry, line in zip(inventory["sentences"], inventory["sentences"].lines, strict=True):
+            here, what = entry["id"], f"sentence {entry['id']!r}"
+            if here in seen:
+                yield SpecError(file, line, f"{what} is listed twice")
+            seen.add(here)
+            if "excluded" in entry and (name, here) in cited:
+                yield SpecError(file, line, f"{what} is excluded, but a clause cites it")
+            if inventory.get("complete") and "excluded" not in entry and (name, here) not in cited:
+                yield SpecError(file, line, f"{what} has neither a clause nor a reason to be excluded")
+    rows = suite.rows
+    if not rows:
+        return
+    file = next(file for file, data in suite.files.items() if data.get("areas") is rows["areas"])
+    covered = {row for clause in suite.clauses for row in clause.rows}
+    excluded = rows["excluded"]
+    for listed in rows["areas"].values():
+        for row, line in zip(listed, listed.lines, strict=True):
+            if row not in covered and row not in excluded:
+                yield SpecError(file, line, f"row {row} has neither a clause nor a reason to be excluded")
+    known = {row for listed in rows["areas"].values() for row in listed}
+    for row in excluded:
+        if row not in known:
+            yield SpecError(file, excluded.lines[row], f"excludes unknown row {row}", closest(row, known))
+        elif row in covered:
+            yield SpecError(file, excluded.lines[row], f"row {row} is excluded, but a clause cites it")
+
+
+# --- one clause -----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Entity:
+    kind: str  # model, config, state_dict, folder, tensor, outcome, callable, value, or any
+    line: int
+    given: bool
+    captured: bool = False
+    models: frozenset[str] = frozenset()  # declarations that a model may come from
+    values: bool = False
+    used: bool = False
+    attempt: bool = False  # a forward, read or look-up of `when`: that it can be done is what is shown
+
+
+class _ClauseLint:
+    """One walk over a clause in the order in which it is performed."""
+
+    def __init__(self, suite: Suite, clause: Clause, raw: Map) -> None:
+        self.suite, self.clause, self.raw = suite, clause, raw
+        self.errors: list[SpecError] = []
+        self.entities: dict[str, _Entity] = {}
+        self.labels: dict[str, Any] = {}  # label -> step
+        self.axes_used: set[str] = set()
+        steps = [*flat(clause.given), *flat(clause.when)]
+        self.made_later = {name for step in steps if (name := self.makes(step))}
+        self.head()
+        self.matrix()
+        for phase, group in (("given", clause.given), ("when", clause.when)):
+            for step in flat(group):
+                self.step(step, given=phase == "given")
+        for step in steps:
+            self.axes(step)
+        for entry in clause.modifies:
+            self.modifies(entry)
+        for variant in clause.variants:
+            self.checks(variant.checks)
+        for axis in set(clause.matrix) - self.axes_used:
+            self.error(self.raw["matrix"].lines[axis], f"axis {axis!r} is in the matrix, but nothing uses it")
+        for name, entity in self.entities.items():
+            if not (entity.used or entity.attempt):
+                self.error(entity.line, f"entity {name!r} is never used")
+
+    def error(self, line: int, message: str, suggestion: str | None = None) -> None:
+        self.errors.append(SpecError(self.clause.file, line, message, suggestion))
+
+    def known(self, what: str, name: Any, table: Collection[Any], line: int) -> bool:
+        """Whether `name` is in a table of the vocabulary; if not, an error with the nearest that is."""
+        if name not in table:
+            self.error(line, f"unknown {what} {name!r}", closest(name, table))
+        return name in table
+
+    def in_range(self, api: str, what: str, line: int) -> None:
+        """All API levels of the clause lie in the range of what it uses."""
+        version = outside(self.clause.api, api)
+        if version is not None:
+            self.error(line, f"{what} exists in {api}, but the clause speaks of {self.clause.api}")
+
+    # ids, ranges, sources
+
+    def head(self) -> None:
+        """What a clause says about itself."""
+        clause, raw, suite = self.clause, self.raw, self.suite
+        if "variants" in raw:
+            problem = untiled([v.api for v in clause.variants], clause.api)
+            if problem:
+                self.error(raw.lines["variants"], f"variants: the ranges {problem}")
+        for capability in clause.requires:
+            methods = {f"method-{method.lower()}" for method in suite.cards}
+            self.known("capability", capability, {*suite.capabilities, *methods}, raw.lines["requires"])
+        for source in clause.sources:
+            line = getattr(source, "line", clause.line)
+            if "document" in source and self.known("document", source["document"], suite.sources, line):
+                sentences = [entry["id"] for entry in suite.sources[source["document"]]["sentences"]]
+                self.known(f"sentence of {source['document']}", source["sentence"], sentences, line)
+        rows = {row for listed in suite.rows.get("areas", {}).values() for row in listed}
+        for row, line in zip(clause.rows, raw["rows"].lines if clause.rows else (), strict=True):
+            if suite.rows:  # a suite of its own need not have the inventory
+                self.known("row", row, rows, line)
+        levels = {clause.level: raw.lines["level"]}
+        levels |= {c.level: c.line for v in clause.variants for c in v.checks if c.level != clause.level}
+        if all("observed" in source for source in clause.sources):
+            for level in levels.keys() - {"MAY", "UNSPECIFIED"}:
+                message = (
+                    f"{level} needs a sentence of a document; what is only observed is MAY or UNSPECIFIED"
+                )
+                self.error(levels[level], message)
+
+    def matrix(self) -> None:
+        """Axes, their values, and what is excluded of them."""
+        clause, raw = self.clause, self.raw.get("matrix", Map(1))
+        for axis, values in clause.matrix.items():
+            line, name = raw.lines[axis], clause.axis_sets.get(axis)
+            if name and self.known("set", name, self.suite.sets, line) and not values:
+                self.error(line, f"set {name!r} is empty")
+            if len({*map(str, values)}) < len(values) or len({*values}) < len(values):
+                self.error(line, f"axis {axis!r} has values that read the same")
+        if not all(clause.matrix.values()):
+            return
+        every = points(Clause(**{**vars(clause), "exclude": ()}))
+        for entry in clause.exclude:
+            when = entry["when"]
+            axes = [axis for axis in when if self.known("axis", axis, clause.matrix, when.lines[axis])]
+            if len(axes) == len(when) and not any(excludes(when, point) for point in every):
+                self.error(when.line, "this exclude matches no point of the matrix")
+        if not points(clause):
+            self.error(self.raw.lines["exclude"], "everything is excluded")
+
+    def axes(self, part: Any) -> None:
+        """Each `{axis: name}` of a step or check names an axis, and each of its values makes sense there."""
+        named = set(self.axis_names(part))
+        for axis in named & set(self.clause.matrix):
+            self.axes_used.add(axis)
+            first = {a: values[0] for a, values in self.clause.matrix.items() if values}
+            for value in self.clause.matrix[axis]:
+                filled = fill(part, {**first, axis: value})
+                for made in configs(filled):
+                    method = str(made["config"]).upper()
+                    made["config"] = method if method in self.suite.cards else made["config"]
+                kind = "check" if "id" in filled and step_word(filled) == "id" else "step"
+                for fault in schema_errors(self.clause.file, filled, f"clauses.schema.json#/$defs/{kind}"):
+                    self.error(
+                        self.raw["matrix"].lines[axis], f"axis {axis!r}, value {value!r}: {fault.text}"
+                    )
+
+    def axis_names(self, part: Any) -> Iterator[str]:
+        if isinstance(part, dict):
+            names = (
+                [part["axis"]] if set(part) == {"axis"} else [part["to_axis"]] if "to_axis" in part else []
+            )
+            for name in names:
+                if self.known("axis", name, self.clause.matrix, part.line if isinstance(part, Map) else 0):
+                    yield name
+        for item in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+            yield from self.axis_names(item)
+
+    # steps
+
+    def makes(self, step: Any) -> str | None:
+        """The entity that a step makes, if it makes one; a step that raises makes none."""
+        options = step_options(step)
+        return None if "raises" in options else step.get("as") or options.get("id")
+
+    def use(self, name: Any, kinds: tuple[str, ...], line: int, change: bool = False) -> _Entity | None:
+        """An entity that is named: it is there, its kind fits, and what is acted on is no capture."""
+        entity = self.entities.get(name)
+        if entity is None:
+            later = name in self.made_later
+            message = f"entity {name!r} is used before it is made" if later else f"unknown entity {name!r}"
+            self.error(line, message, None if later else closest(name, self.made_later))
+            return None
+        entity.used = True
+        if kinds and entity.kind not in (*kinds, "any"):
+            self.error(line, f"{name!r} is a {entity.kind}, expected a {' or '.join(kinds)}")
+        elif change and entity.captured:
+            self.error(line, f"{name!r} is a capture: checks look at it, steps cannot use it")
+        return entity
+
+    def step(self, step: Any, given: bool) -> None:
+        """One step: what it names exists and fits, and what it makes is new."""
+        word = step_word(step)
+        options: Any = step_options(step)
+        if "raises" in options:
+            line = options.lines["raises"]
+            if given:
+                self.error(line, "`raises` is an expectation: it belongs in `when`")
+            if self.known("error class", options["raises"], self.suite.errors, line):
+                self.in_range(self.suite.errors[options["raises"]].get("api", ">=0"), options["raises"], line)
+        for config in configs(step):
+            self.config(config)
+        models, kind, values = frozenset[str](), MAKES.get(word, ""), False
+        if word == "call":
+            models, kind = self.call(step)
+        elif isinstance(step[word], dict):
+            body = step[word]
+            for key, kinds in USES.get(word, {}).items():
+                used = self.use(body[key], kinds, body.lines[key], change=word not in ("capture", "read"))
+                models = used.models if used else models
+                kind = used.kind if used and word == "capture" else kind
+            if word == "make_model":
+                models = frozenset(self.axis_values(body["model"]))
+                for model in models:
+                    self.known("model", model, self.suite.models, body.lines["model"])
+            if "input" in body and models:
+                for model in models & set(self.suite.models):
+                    for name in self.axis_values(body["input"]):
+                        inputs = self.suite.models[model]["inputs"]
+                        self.known(f"input of {model}", name, inputs, body.lines["input"])
+            values = bool(body.get("values"))
+        made, label = self.makes(step), step_label(step)
+        if made in self.entities:
+            self.error(step.line, f"entity {made!r} is made twice, first on line {self.entities[made].line}")
+        elif made:
+            attempt = not given and word in ("forward", "read", "look_up")
+            captured = word == "capture"
+            self.entities[made] = _Entity(kind, step.line, given, captured, models, values, attempt=attempt)
+        if label in self.labels and label != made:
+            self.error(step.line, f"label {label!r} is given twice")
+        if label:
+            self.labels[label] = step
+
+    def call(self, step: Any) -> tuple[frozenset[str], str]:
+        """An operation and its arguments; returns the models its result may come from, and its kind."""
+        operation = self.suite.operations.get(step["call"])
+        args: Any = step.get("args") or Map(step.line)
+        if operation is None:
+            self.error(step.lines["call"], f"{step['call']} is not in vocabulary/operations.yaml")
+            return frozenset(), "any"
+        self.in_range(operation["api"], step["call"], step.lines["call"])
+        models = frozenset[str]()
+        for key, value in {**args, "on": step.get("on")}.items():
+            line = args.lines.get(key) or step.lines.get(key, step.line)
+            if key in operation.get("parameters", {}):
+                self.in_range(operation["parameters"][key], f"{key} of {step['call']}", line)
+            kind = "model" if key == "on" else ARGUMENTS.get(key)
+            if kind and isinstance(value, str):
+                used = self.use(value, (kind,), line, change=True)
+                models = used.models if used and kind == "model" else models
+        return models, {"none": "value"}.get(operation["result"], operation["result"])
+
+    def axis_values(self, value: Any) -> list[Any]:
+        """The values that an argument takes over the matrix: those of its axis, or itself."""
+        return list(self.clause.matrix.get(value["axis"], ())) if isinstance(value, dict) else [value]
+
+    def config(self, made: Any) -> None:
+        """A config names a method with a card, and fields that exist where the clause applies."""
+        for value in self.axis_values(made["config"]):
+            if value in NO_CARD:
+                continue
+            line = made.lines["config"]
+            if not self.known("method", str(value).upper(), self.suite.cards, line):
+                continue
+            config = self.suite.cards[str(value).upper()]["config"]
+            for name in made.get("fields", ()) if "fields" in config else ():
+                at = made["fields"].lines[name]
+                if self.known(f"field of {config['class']}", name, config["fields"], at):
+                    self.in_range(
+                        config["fields"][name].get("api", ">=0"), f"{name} of {config['class']}", at
+                    )
+
+    # what is expected
+
+    def modifies(self, entry: Any) -> None:
+        """The frame speaks of entities that are there before `when`."""
+        self.axes_used |= set(self.axis_names(entry)) & set(self.clause.matrix)
+        if "of" in entry:
+            used = self.use(entry["of"], (), entry.line)
+            if used and (used.captured or not used.given):
+                self.error(entry.line, f"modifies {entry['of']!r}, which `given` does not make")
+
+    def checks(self, checks: tuple[Check, ...]) -> None:
+        """The checks of one variant."""
+        seen: dict[str, int] = {}
+        for check in checks:
+            if check.id in seen:
+                self.error(check.line, f"check {check.id!r} is there already, on line {seen[check.id]}")
+            if check.id == "frame" or check.id.split("-")[0] == "raises":
+                self.error(check.line, f"check id {check.id!r} is kept for the derived checks")
+            seen[check.id] = check.line
+            self.axes({"id": check.id, check.word: check.body})
+            self.check(check)
+
+    def check(self, check: Check) -> None:
+        body, line = check.body, check.line
+        for name in body if isinstance(body, list) else ():
+            self.use(name, (), line)
+        if isinstance(body, list):
+            return
+        for key, kinds in CHECKS.get(check.word, {}).items():
+            if key in body:
+                wanted = (VIEWS[body["view"]],) if check.word == "snapshot" else kinds
+                used = self.use(body[key], wanted, line)
+                if used and (check.word, key) == ("formula", "of") and not used.values:
+                    self.error(line, f"a formula needs {body[key]!r} to be a capture with `values: true`")
+        if "tolerance" in body:
+            self.known("tolerance", body["tolerance"], self.suite.tolerances, line)
+        if "step" in body and self.known("step", body["step"], self.labels, line):
+            if body["step"] in self.entities:
+                self.entities[body["step"]].used = True
+            if check.word == "raised" and "raises" not in step_options(self.labels[body["step"]]):
+                self.error(line, f"step {body['step']!r} is not expected to raise")
