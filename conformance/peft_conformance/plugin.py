@@ -1,4 +1,4 @@
-"""The suite as a pytest plugin: options, one item for each check, failures that read by themselves, header and summary.
+"""The suite as a pytest plugin: options, an item for each check, failures that explain themselves, a summary.
 
 pytest loads this module in every run, so that it imports nothing heavy until the suite itself is collected.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +110,7 @@ def open_run(config: pytest.Config) -> Run:
     return run
 
 
-# Collection ------------------------------------------------------------------------------------------------------
+# Collection
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -167,7 +167,8 @@ class CheckItem(pytest.Item):
 
     def reportinfo(self) -> tuple[os.PathLike[str] | str, int | None, str]:
         """Where the check is written down: that is what a skip or a verbose line points at."""
-        return self.case.clause.file, self.check.line - 1, self.name
+        # The space at the end keeps pytest from reading the id as a dotted name, whose dots it prints as `::`.
+        return self.case.clause.file, self.check.line - 1, f"{self.name} "
 
     @property
     def obj(self) -> Any:
@@ -218,7 +219,7 @@ def matches_snapshot(item: CheckItem, text: str) -> bool:
     )
 
 
-# Around the run ---------------------------------------------------------------------------------------------------
+# Around the run
 
 
 class Session:
@@ -267,14 +268,16 @@ class Session:
         if session.exitstatus == pytest.ExitCode.OK and not self.results.judged:
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Counts per profile; every warning; and aloud, that nothing was judged."""
-        from peft_conformance.report import brief, text_table
+        from peft_conformance.report import text_table
 
+        restore_ids(report for reports in terminalreporter.stats.values() for report in reports)
         say = terminalreporter.write_line
         terminalreporter.section(f"conformance of {self.results.header['implementation']['name']}")
         for row in self.results.having("warn"):
-            say(f"warn  {row['id']}  {brief(row)}", yellow=True)
+            say(f"warn  {row['id']}  {row['text']}", yellow=True)
         if self.results.counts():
             for line in text_table(self.results.table()):
                 say(line)
@@ -282,3 +285,13 @@ class Session:
             say("NOTHING WAS JUDGED: no check was selected, or every one of them was left out.", red=True)
         if self.report_folder is not None:
             say(f"report: {self.report_folder / 'results.jsonl'}")
+
+
+def restore_ids(reports: Iterable[Any]) -> None:
+    """Give the summary our ids as they are: pytest 9 splits one at its `[`, and closes it again with a `]`."""
+    for report in reports:
+        if getattr(report, "nodeid", "").endswith("]") or not isinstance(report, pytest.TestReport):
+            continue
+        node = getattr(report, "id", None)
+        if getattr(node, "params", None) is not None:
+            report._id = type(node)(path=node.path, names=tuple(report.nodeid.split("::")[1:]))

@@ -1,4 +1,4 @@
-"""Verdicts of a run, gathered: the table on the terminal, `results.jsonl` for programs, `summary.md` for people."""
+"""The verdicts of a run: a table for the terminal, `results.jsonl` for programs, `summary.md` for people."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Results:
         return sum(row["verdict"] in JUDGED for row in self.rows)
 
     def table(self) -> list[list[str]]:
-        """Heading and one row for each profile; verdicts that nobody got have no column, `pass` and `fail` always do."""
+        """Heading and a row for each profile; only pass and fail have a column that may be empty."""
         counts = self.counts()
         shown = [v for v in VERDICTS if v in ("pass", "fail") or any(count[v] for count in counts.values())]
         table = [["profile", *(HEADINGS.get(verdict, verdict) for verdict in shown)]]
@@ -117,15 +117,9 @@ class Results:
 
 
 def read(path: Path) -> Results:
-    """Results that `write` has written; raises ValueError naming the line for a file that is cut off or altered."""
-    lines: list[dict[str, Any]] = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}:{number}: not JSON ({error.msg}); the file is cut off or damaged"
-            ) from None
+    """Results that `write` wrote; raises ValueError, naming the line, for a file that is cut off."""
+    texts = path.read_text(encoding="utf-8").splitlines()
+    lines = [_read_line(f"{path}:{number}", line) for number, line in enumerate(texts, 1)]
     if not lines or lines[0].get("kind") != "header":
         raise ValueError(f"{path}:1: expected the header line of a results file")
     if lines[0].get("format") != FORMAT:
@@ -139,6 +133,13 @@ def read(path: Path) -> Results:
         raise ValueError(f"{path}: the footer counts {footer['checks']} checks, {len(rows)} are there")
     ends = [row for row, kind in zip(body, kinds, strict=True) if kind == "loose-end"]
     return Results(header, rows, ends, footer["not_applicable"])
+
+
+def _read_line(place: str, line: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError):
+        raise ValueError(f"{place}: no JSON object: the file is cut off or damaged") from None
 
 
 def one_line(header: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""One run: the cases for one implementation, each executed once and judged, known failures and red prerequisites applied."""
+"""One run: each case executed once on an implementation and judged, known failures taken into account."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from packaging.version import InvalidVersion, Version
 from syrupy.data import SnapshotCollections
 from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
-from peft_conformance.cases import Case, Check, Clause, Verdict
+from peft_conformance.cases import Case, Check, Clause, Verdict, plain_text
 from peft_conformance.expand import Expansion, expand
+from peft_conformance.expectations import apply, unmatched
+from peft_conformance.implementations import Implementation, ImplementationError, described, resolve
 from peft_conformance.judge import judge
 from peft_conformance.language import SpecErrors, Suite, find_specs_dir, load_suite
 from peft_conformance.plain import text
 from peft_conformance.report import plain
-from peft_conformance.script import reproduce
 
 RED = frozenset({"fail", "error", "changed", "blocked"})  # what blocks the clauses that need this one
 
 
 class Refusal(Exception):
-    """A run that cannot start: an option, an implementation or a spec file is wrong. The message is for the user."""
+    """A run that cannot start: an option, an implementation or a spec file is wrong, as the message says."""
 
 
 @dataclass(frozen=True)
@@ -50,55 +52,47 @@ class Options:
 class Run:
     """The suite, an implementation, and what is known so far. Verdicts are kept, observations are not.
 
-    Raises Refusal when an option makes no sense, a spec file is wrong or the implementation cannot be imported.
+    Raises Refusal when an option makes no sense, a spec file is wrong or an implementation is not to be had.
     """
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        specs = options.specs or find_specs_dir()
         try:
-            self.suite = load_suite(specs)
+            self.suite = load_suite(options.specs or find_specs_dir())
         except SpecErrors as errors:
             raise Refusal(f"the specs cannot be used\n{errors}") from None
-        known = sorted({clause.profile for clause in self.suite.clauses})
-        for profile in options.profiles:
-            if profile not in known:
-                raise Refusal(f"unknown --profile {profile!r}: choose from {', '.join(known)}")
+        self._check(options)
         self.device = _device(options.device)
         self.snapshots = (options.specs or Path(__file__).parent) / "__snapshots__"
         self.implementation = _implementation(options)
-        if options.update_snapshots and not self.implementation.baseline:
-            self.close()
-            raise Refusal(
-                f"--snapshot-update is for the baseline only: {self.implementation.name} does not declare "
-                "`baseline: true`, so what it does is compared with the snapshots, never stored as one"
-            )
         self.api_level = options.api_level or self.implementation.api_level
-        everything = self._expand(
-            "full", ()
-        )  # expectations and prerequisites do not depend on what is selected
-        narrowed = options.matrix != "full" or options.profiles
-        expansion = self._expand(options.matrix, options.profiles) if narrowed else everything
-        self.cases = [
-            *expansion.cases,
-            *(left.case for left in expansion.skipped if left.verdict == "unsupported"),
-        ]
+        version = self.implementation.version
+        self.version = version if _is_version(version) else self.api_level
+        # Expectations and prerequisites do not depend on what is selected, so everything is expanded too.
+        everything = chosen = self._expand("full", ())
+        if options.matrix != "full" or options.profiles:
+            chosen = self._expand(options.matrix, options.profiles)
+        unsupported = [left for left in chosen.skipped if left.verdict == "unsupported"]
+        self.cases = [*chosen.cases, *(left.case for left in unsupported)]
         self.not_applicable = Counter[str]()
-        for left in expansion.skipped:
+        for left in chosen.skipped:
             if left.verdict == "not-applicable":
                 self.not_applicable[left.case.clause.profile] += len(left.case.checks)
-        self._unsupported = {
-            s.case.id: s.reason
-            for e in (everything, expansion)
-            for s in e.skipped
-            if s.verdict == "unsupported"
-        }
+        self._unsupported = {left.case.id: left.reason for left in unsupported}
         self._everything = everything
         self._by_clause: dict[str, list[Case]] = {}
         for case in everything.cases:
             self._by_clause.setdefault(case.clause.id, []).append(case)
         self._verdicts: dict[str, dict[str, Verdict]] = {}
         self._seconds: dict[str, float] = {}
+
+    def _check(self, options: Options) -> None:
+        known = sorted({clause.profile for clause in self.suite.clauses})
+        for profile in options.profiles:
+            if profile not in known:
+                raise Refusal(f"unknown --profile {profile!r}: choose from {', '.join(known)}")
+        if options.api_level is not None and not _is_version(options.api_level):
+            raise Refusal(f"--api-level {options.api_level!r} is no version; one is written like 0.21")
 
     def _expand(self, matrix: Any, profiles: tuple[str, ...]) -> Expansion:
         return expand(
@@ -156,7 +150,7 @@ class Run:
                 return _all(case, "blocked", f"needs {clause}, and {other.id}:{red.check} is {red.verdict}")
         observation = self.implementation.execute(case.program)
         verdicts = judge(case, observation, self.suite, snapshots=self._stored(case))
-        return apply(verdicts, case, self.implementation)
+        return [apply(verdict, self.implementation.expectations, self.version) for verdict in verdicts]
 
     def _not_run(self, case: Case) -> str | None:
         if self.device != "cuda" and "cuda" in _devices(case.program):
@@ -168,7 +162,7 @@ class Run:
         return None
 
     def _prerequisite(self, clause: str, case: Case) -> Case | None:
-        """The case of the clause at the same values of the shared axes, else its first; None when none applies."""
+        """The clause's case at the same values of the shared axes, else its first; None when none applies."""
         cases = self._by_clause.get(clause, [])
         shared = (
             c for c in cases if all(c.axes[axis] == case.axes[axis] for axis in c.axes.keys() & case.axes)
@@ -186,10 +180,10 @@ class Run:
         return {check: file.read_text(encoding="utf-8") for check, file in files.items() if file.is_file()}
 
     def with_snapshot(self, verdict: Verdict, matches: Callable[[str], bool]) -> Verdict:
-        """The verdict of a snapshot check after syrupy has seen what was observed, and under update has stored it."""
-        if not isinstance(verdict.observed, str) or not matches(verdict.observed):
+        """The verdict of a snapshot check once syrupy has seen what was observed, and perhaps stored it."""
+        if verdict.verdict == "error" or not matches(verdict.observed):
             return verdict
-        if self.options.update_snapshots:
+        if self.options.update_snapshots and verdict.verdict == "fail":
             return replace(
                 verdict, verdict="pass", expected=verdict.observed, detail="stored as the snapshot"
             )
@@ -198,15 +192,29 @@ class Run:
     # What no check answers to
 
     def loose_ends(self) -> Iterator[tuple[str, str]]:
-        """Expectations and, for the baseline, stored snapshots that belong to no check, each with what to do about it."""
-        for entry in unmatched(self.implementation, self._everything):
-            yield entry
-        if self.implementation.baseline and self.api_level == self.implementation.api_level:
-            cases = [*self._everything.cases, *(left.case for left in self._everything.skipped)]
-            known = {snapshot_file(case, c) for case in cases for c in case.checks if c.word == "snapshot"}
-            for file in sorted(self.snapshots.glob("*.txt")):
-                if file.name not in known:
-                    yield f"snapshot:{file.stem}", f"no check names the snapshot {file.name}: delete the file"
+        """Expectations, and for the baseline snapshots, that belong to no check, with what to do about it."""
+        left_out = self._everything.skipped
+        at_level = [*self._everything.cases, *(s.case for s in left_out if s.verdict == "unsupported")]
+        ids = [f"{case.id}:{check.id}" for case in at_level for check in case.checks]
+        for number, entry in enumerate(unmatched(self.implementation.expectations, ids, self.version), 1):
+            match = entry["match"]
+            axes = ",".join(f"{axis}={plain_text(value)}" for axis, value in match.get("axes", {}).items())
+            point = f"[{axes}]" if axes else ""
+            yield (
+                f"expectation-{number}:{match['clause']}{point}:{match['check']}",
+                f"No check at API level {self.api_level} is the one that this expectation of "
+                f"{self.implementation.name} speaks of; correct or remove it.\nbecause   {entry['because']}",
+            )
+        if not self.implementation.baseline or self.api_level != self.implementation.api_level:
+            return
+        cases = [*self._everything.cases, *(s.case for s in left_out)]
+        known = {snapshot_file(case, c) for case in cases for c in case.checks if c.word == "snapshot"}
+        for file in sorted(self.snapshots.glob("*.txt")):
+            if file.name not in known:
+                yield (
+                    f"snapshot:{file.stem}",
+                    f"No check is the one that {file.name} is stored for; delete it.",
+                )
 
     # For the reader
 
@@ -231,7 +239,9 @@ class Run:
         )
 
     def explain(self, case: Case, check: Check, verdict: Verdict) -> str:
-        """What a failing check prints: the promise, its source, expected beside observed, its lines, a script."""
+        """What a failing check prints: promise, source, expected beside observed, YAML lines, a script."""
+        from peft_conformance.script import reproduce
+
         clause = case.clause
         file = clause.file.relative_to(self.suite.specs.parent)
         parts = [
@@ -278,7 +288,7 @@ def snapshot_file(case: Case, check: Check) -> str:
 
 
 def sources(suite: Suite, clause: Clause) -> list[str]:
-    """Where a clause comes from, a line each: document and place, or the releases in which it was observed."""
+    """Where a clause comes from, a line each: document and place, or the releases that showed it."""
     lines = []
     for source in clause.sources:
         if "observed" in source:
@@ -321,6 +331,25 @@ def _devices(value: Any) -> set[str]:
     return set().union(*map(_devices, value)) if isinstance(value, list) else set()
 
 
+def _implementation(options: Options) -> Implementation:
+    if options.implementation is None:
+        raise Refusal(
+            f"say which implementation is measured: --impl NAME\nchoose {', '.join(described())}, "
+            "NAME==VERSION, a module, the path of a description (.yaml) or of a checkout"
+        )
+    try:
+        implementation = resolve(options.implementation, isolate=options.isolate)
+    except ImplementationError as error:
+        raise Refusal(f"--impl {options.implementation}: {error}") from None
+    if options.update_snapshots and not implementation.baseline:
+        implementation.close()
+        raise Refusal(
+            f"--snapshot-update is for the baseline only: {implementation.name} does not declare "
+            "`baseline: true`; what it does is compared with the snapshots, never stored as one"
+        )
+    return implementation
+
+
 def _device(wanted: str) -> str:
     if wanted == "cpu":
         return "cpu"
@@ -331,6 +360,13 @@ def _device(wanted: str) -> str:
     if wanted == "cuda":
         raise Refusal("--device cuda: torch sees no CUDA device here; use --device auto or cpu")
     return "cpu"
+
+
+def _is_version(text: str) -> bool:
+    try:
+        return bool(Version(text))
+    except InvalidVersion:
+        return False
 
 
 def _version(package: str) -> str | None:
