@@ -1,4 +1,6 @@
-"""The readable reference implementation of PEFT's adapters: same names, same files, same numbers, one place each."""
+"""The readable reference implementation of PEFT's adapters: same names, same files, same numbers, one place
+each.
+"""
 
 from . import methods
 from .config import PeftConfig, PromptLearningConfig, get_peft_config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -11,14 +12,15 @@ from torch import nn
 from .layer import BaseTunerLayer
 from .wrappers import ModulesToSaveWrapper
 
+MODEL_PREFIX = "base_model.model."  # what a PeftModel puts before the names of the model inside
 Holder = BaseTunerLayer | ModulesToSaveWrapper  # what adapters live in
 
 
 def walk(module: nn.Module, *, unique: bool = True) -> Iterator[tuple[str, nn.Module]]:
     """(name, module) of the model as its author knows it, adapted layers and wrappers included.
 
-    The walk does not enter slots, base layers or copies, so its cost does not grow with the number of adapters.
-    A module that sits in two places comes once if `unique`.
+    The walk does not enter slots, base layers or copies, so its cost does not grow with the number of
+    adapters. A module that sits in two places comes once if `unique`.
     """
     seen: set[int] = set()
     stack = [("", module)]
@@ -40,7 +42,12 @@ def walk(module: nn.Module, *, unique: bool = True) -> Iterator[tuple[str, nn.Mo
         )
 
 
-def holders(model: nn.Module, layer_cls: type = BaseTunerLayer) -> list[Holder]:
+def without_compile(name: str) -> str:
+    """A key or module name without the `_orig_mod` that torch.compile puts into it."""
+    return re.sub(r"(^|\.)_orig_mod(?=\.|$)", "", name).removeprefix(".")
+
+
+def holders(model: nn.Module, layer_cls: type[BaseTunerLayer] = BaseTunerLayer) -> list[Holder]:
     """The adapted layers of class `layer_cls` and the modules_to_save wrappers in a model."""
     return [m for _, m in walk(model) if isinstance(m, (layer_cls, ModulesToSaveWrapper))]
 
@@ -58,9 +65,9 @@ def set_adapter(
 ) -> None:
     """Make these adapters the ones that take part in the forward pass; several add up.
 
-    They become trainable (frozen if `inference_mode`), all others are frozen. Merged layers are unmerged first, with
-    a warning. Only layers of class `layer_cls` and `modules_to_save` copies are touched. ValueError, before anything
-    changes, if two of the adapters have a copy of the same module.
+    They become trainable (frozen if `inference_mode`), all others are frozen. Merged layers are unmerged
+    first, with a warning. Only layers of class `layer_cls` and `modules_to_save` copies are touched.
+    ValueError, before anything changes, if two of the adapters have a copy of the same module.
     """
     names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
     found = holders(model, layer_cls)
@@ -81,7 +88,9 @@ def set_adapter(
 def set_requires_grad(
     model: nn.Module, adapter_names: str | Sequence[str], requires_grad: bool = True
 ) -> None:
-    """Freeze or unfreeze these adapters, active or not; unknown names are ignored, base parameters never touched."""
+    """Freeze or unfreeze these adapters, active or not; unknown names are ignored, base parameters never
+    touched.
+    """
     for holder in holders(model):
         holder.set_requires_grad(adapter_names, requires_grad)
 
@@ -89,11 +98,13 @@ def set_requires_grad(
 def delete_adapter(
     model: nn.Module, adapter_name: str, prefix: str, layer_cls: type[BaseTunerLayer] = BaseTunerLayer
 ) -> list[str] | None:
-    """Delete an adapter's weights from the layers whose slots begin with `prefix`, and its `modules_to_save`.
+    """Delete an adapter's weights from the layers whose slots begin with `prefix`, and its
+    `modules_to_save`.
 
-    Returns the adapters that are active afterwards, None if there are none. If the deleted one was the only active
-    one, the first of the remaining names is activated, with a warning. The adapted layers themselves and the model's
-    config stay; an unknown name is ignored. ValueError, before anything changes, if the adapter is merged.
+    Returns the adapters that are active afterwards, None if there are none. If the deleted one was the only
+    active one, the first of the remaining names is activated, with a warning. The adapted layers themselves
+    and the model's config stay; an unknown name is ignored. ValueError, before anything changes, if the
+    adapter is merged.
     """
     found = [h for h in holders(model, layer_cls) if getattr(h, "prefix", prefix) == prefix]
     if any(isinstance(h, BaseTunerLayer) and adapter_name in h.merged_adapters for h in found):
@@ -108,7 +119,8 @@ def delete_adapter(
         still_active = remaining[:1]
         if still_active:
             warnings.warn(
-                f"Adapter {adapter_name} was active which is now deleted. Setting active adapter to {remaining[0]}.",
+                f"Adapter {adapter_name} was active which is now deleted. Setting active adapter to "
+                f"{remaining[0]}.",
                 stacklevel=2,
             )
     for holder in found:

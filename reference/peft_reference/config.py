@@ -79,8 +79,9 @@ class PeftConfig:
     def from_dict(cls: type[Config], data: dict[str, Any], where: str = "the given dict") -> Config:
         """Build the config class that `peft_type` names.
 
-        Fields that this version does not know are dropped with a warning, so that files of newer releases load.
-        Raises TypeError when `peft_type` is missing, ValueError when it is unknown or a field cannot be used.
+        Fields that this version does not know are dropped with a warning, so that files of newer releases
+        load. Raises TypeError when `peft_type` is missing, ValueError when it is unknown or a field cannot
+        be used.
         """
         data = dict(data)
         peft_type = data.pop("peft_type", None)
@@ -94,8 +95,8 @@ class PeftConfig:
         unknown = sorted(set(data) - known_fields)
         if unknown:
             warnings.warn(
-                f"Unexpected keyword arguments {unknown} for class {config_cls.__name__} in {where}, these are "
-                f"ignored. They may come from a newer version of PEFT.",
+                f"Unexpected keyword arguments {unknown} for class {config_cls.__name__} in {where}, these "
+                "are ignored. They may come from a newer version of PEFT.",
                 stacklevel=2,
             )
         return config_cls(**{name: value for name, value in data.items() if name in known_fields})

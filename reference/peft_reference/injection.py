@@ -1,9 +1,11 @@
-"""Putting adapters into a model: plan everything, then change it; and `BaseTuner`, the module around such a model."""
+"""Putting adapters into a model: plan everything, then change it; and `BaseTuner`, the module around such a
+model.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -11,39 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from . import merging
-from .adapters import active_adapters_of, delete_adapter, holders, set_adapter, set_requires_grad, walk
+from .adapters import (
+    active_adapters_of,
+    delete_adapter,
+    holders,
+    set_adapter,
+    set_requires_grad,
+    walk,
+)
 from .config import PeftConfig
-from .errors import NoMatchingPeftModuleError
 from .layer import BaseTunerLayer
 from .matching import (
-    ALL_LINEAR,
-    all_linear_names,
-    is_target,
-    model_type_of,
-    names_module,
-    pattern_matches,
+    resolve_targets,
+    select_by_keys,
+    select_targets,
+    select_to_save,
+    warn_unmatched_patterns,
 )
-from .operators import Conv1D, Linear, Operator, operator_of
+from .operators import Conv1D, Linear, operator_of
 from .registry import tuner_for
-from .state_dict import MODEL_PREFIX, without_compile
 from .wrappers import ModulesToSaveWrapper
-
-
-class Injection:
-    """What one injection did: the names of the adapted modules, and how to take it back."""
-
-    def __init__(self) -> None:
-        self.targeted_module_names: list[str] = []
-        self._undo: list[Callable[[], Any]] = []
-
-    def on_undo(self, function: Callable[..., Any], *args: Any) -> None:
-        """Remember how to take back a change that is about to be made."""
-        self._undo.append(partial(function, *args))
-
-    def undo(self) -> None:
-        """Leave the model exactly as it was."""
-        while self._undo:
-            self._undo.pop()()
 
 
 def inject_adapter_in_model(
@@ -55,364 +44,234 @@ def inject_adapter_in_model(
 ) -> nn.Module:
     """Adapt `model` in place and return it: the same object, with its own attributes and methods.
 
-    The new adapter is active and trainable, everything that was there before its first adapter is frozen. Call it
-    again with another name for further adapters. With `state_dict`, its keys (not its values) say which layers are
-    adapted. With `low_cpu_mem_usage`, adapter weights are on the meta device until they are set.
+    The new adapter is active and trainable; the first one freezes the base model. Call it again with other
+    names for further adapters. With `state_dict`, its keys (not its values) say which layers are adapted.
+    With `low_cpu_mem_usage`, adapter weights are on the meta device until they are set.
 
     Raises ValueError for a method that does not adapt layers or an unknown one, NoMatchingPeftModuleError (a
     ValueError) if nothing is selected; the model is unchanged after any error.
     """
     tuner_cls = tuner_for(peft_config)
-    inject(model, tuner_cls, peft_config, adapter_name, True, low_cpu_mem_usage, state_dict)
+    Injection(model, tuner_cls, peft_config, adapter_name, True, low_cpu_mem_usage, state_dict).apply()
     return model
 
 
-def inject(
-    model: nn.Module,
-    tuner_cls: type[BaseTuner],
-    config: Any,
-    adapter_name: str,
-    activate: bool,
-    low_cpu_mem_usage: bool = False,
-    state_dict: dict[str, Tensor] | None = None,
-) -> Injection:
-    """Add one adapter to `model`. All errors come from the first half, which changes nothing."""
-    config.validate()
-    check_adapter_name(adapter_name)
-    layer_cls = tuner_cls.tuner_layer_cls
-    configs = getattr(model, "peft_config", None) or {}
-    _check_bias(config, configs, adapter_name)
+class Injection:
+    """One adapter on its way into one model.
 
-    modules = dict(walk(model))
-    saved = _modules_to_save(config, modules, adapter_name)
-    inside_saved = tuple(f"{name}." for name in saved)
-    candidates = {n: m for n, m in modules.items() if n not in saved and not n.startswith(inside_saved)}
-    if state_dict is None:
-        targets, resolved = select_targets(config, model, candidates)
-    else:
-        targets, resolved = select_from_state_dict(config, model, candidates, state_dict, layer_cls)
+    The constructor plans: it selects, checks and creates, raises for everything that is wrong, and leaves
+    the model alone. `apply` changes the model, `undo` takes every change back.
+    """
 
-    layers: dict[str, BaseTunerLayer] = {}
-    for name in targets:
-        layers[name] = _adapted_layer(candidates[name], name, layer_cls)
-        layer_cls.check(config, layers[name].get_base_layer(), layers[name].op, name)
-    if any(
-        layer.has_adapter(adapter_name) and adapter_name in layer.merged_adapters for layer in layers.values()
-    ):
-        raise ValueError(
-            f"Adapter '{adapter_name}' is merged and cannot be replaced. Please unmerge it first."
-        )
-    contents = {name: _create(layer, config, name, low_cpu_mem_usage) for name, layer in layers.items()}
-    copies = {
-        name: (m if isinstance(m, ModulesToSaveWrapper) else ModulesToSaveWrapper(m))
-        for name, m in saved.items()
-    }
-    copied = {name: wrapper.create() for name, wrapper in copies.items()}
-    _warn_unmatched_patterns(config, targets)
-    decided = _decided_fields(config, resolved, layers.values())
+    def __init__(
+        self,
+        model: nn.Module,
+        tuner_cls: type[BaseTuner],
+        config: Any,
+        adapter_name: str,
+        activate: bool,
+        low_cpu_mem_usage: bool = False,
+        state_dict: Mapping[str, Any] | None = None,
+    ) -> None:
+        config.validate()
+        check_adapter_name(adapter_name)
+        self.model, self.config, self.adapter_name = model, config, adapter_name
+        self.layer_cls = tuner_cls.tuner_layer_cls
+        self.activate = activate
+        self._undo: list[Callable[[], Any]] = []
+        self._check_bias()
+        if state_dict is not None and getattr(config, "target_parameters", None):
+            raise ValueError(
+                "Trying to inject a PEFT adapter from a state_dict but the PEFT config uses "
+                "`target_parameters`. This is not supported: the keys do not say which parameters were "
+                "targeted. Use the config alone."
+            )
 
-    # From here on nothing can fail for a reason that the caller gave.
-    done = Injection()
-    done.targeted_module_names = targets
-    found = holders(model)
-    active = active_adapters_of(model)
-    if not any(isinstance(h, BaseTunerLayer) for h in found):  # the first adapter freezes the base model
-        for parameter in model.parameters():
-            done.on_undo(parameter.requires_grad_, parameter.requires_grad)
-            parameter.requires_grad_(False)
-    for holder in found:
-        _replace(holder, adapter_name, None, done)
-    for name, layer in layers.items():
-        _place(model, name, layer, done)
-        _replace(layer, adapter_name, contents[name], done)
-    for name, wrapper in copies.items():
-        _place(model, name, wrapper, done)
-        _replace(wrapper, adapter_name, copied[name], done)
+        modules = dict(walk(model))
+        saved = select_to_save(config, modules, adapter_name)
+        off_limits = tuple(f"{name}." for name in saved)
+        candidates = {
+            name: module
+            for name, module in modules.items()
+            if name not in saved and not name.startswith(off_limits) and not name.endswith(".original_module")
+        }
+        self.targets: Any = config.target_modules
+        if state_dict is None or self.targets:
+            self.targets = resolve_targets(config, model, candidates, tuner_cls.target_module_mapping)
+        if state_dict is None:
+            names = select_targets(config, self.targets, candidates)
+        else:
+            names = select_by_keys(
+                config, self.targets, candidates, state_dict, self.layer_cls.adapter_layer_names
+            )
+        self.layers = {name: self._adapted_layer(name, candidates[name]) for name in names}
+        for name, layer in self.layers.items():
+            self.layer_cls.check(config, layer.get_base_layer(), layer.op, name)
+        warn_unmatched_patterns(config, names)
+        self.decided = self._decided_fields()
 
-    new_active = [adapter_name] if activate else active
-    for holder in dict.fromkeys([*found, *layers.values(), *copies.values()]):
-        done.on_undo(setattr, holder, "_active_adapter", holder._active_adapter)
-        holder._active_adapter = list(new_active)
-        if holder.has_adapter(adapter_name):
-            holder.set_requires_grad(adapter_name, activate and not config.inference_mode)
-    if activate and not config.inference_mode:
-        _unfreeze_biases(config, model, layers, layer_cls.prefix, done)
-    for field, value in decided.items():
-        done.on_undo(setattr, config, field, getattr(config, field))
-        setattr(config, field, value)
-    _record_config(model, config, adapter_name, done)
-    return done
+        self.contents = {
+            name: self._create(name, layer, low_cpu_mem_usage) for name, layer in self.layers.items()
+        }
+        self.wrappers = {
+            n: m if isinstance(m, ModulesToSaveWrapper) else ModulesToSaveWrapper(m) for n, m in saved.items()
+        }
+        self.copies = {name: wrapper.create() for name, wrapper in self.wrappers.items()}
+
+    # Planning ------------------------------------------------------------------------------------
+
+    def _check_bias(self) -> None:
+        """Biases belong to the base model, so only one adapter may train them."""
+        if getattr(self.config, "bias", "none") == "none":
+            return
+        others = {**(getattr(self.model, "peft_config", None) or {})}
+        others.pop(self.adapter_name, None)
+        for name, config in others.items():
+            if getattr(config, "bias", "none") != "none":
+                raise ValueError(
+                    f"A model supports only 1 adapter with bias, and '{name}' has bias={config.bias!r}. "
+                    "Set bias to 'none' for the others."
+                )
+
+    def _adapted_layer(self, name: str, module: nn.Module) -> BaseTunerLayer:
+        """The adapted layer for a target: the one that is there, or a new one, not yet in the model."""
+        if isinstance(module, self.layer_cls):
+            if self.adapter_name in module.merged_adapters:
+                raise ValueError(
+                    f"Adapter '{self.adapter_name}' is merged and cannot be replaced. Unmerge it first."
+                )
+            return module
+        op = operator_of(module)
+        if op is None or op not in self.layer_cls.operators:
+            supported = ", ".join(f"`{'.'.join(kind.where)}`" for kind in self.layer_cls.operators)
+            raise ValueError(
+                f"Target module '{name}' of type {type(module).__name__} is not supported. Currently, only "
+                f"the following modules are supported: {supported}."
+            )
+        return self.layer_cls(module, op)
+
+    def _decided_fields(self) -> dict[str, Any]:
+        """What the model decides about the config: the resolved targets, and `fan_in_fan_out`."""
+        decided = {"target_modules": self.targets}
+        ops = {layer.op for layer in self.layers.values()}
+        for op, wrong in ((Linear, True), (Conv1D, False)):
+            if op in ops and getattr(self.config, "fan_in_fan_out", None) is wrong:
+                warnings.warn(
+                    f"fan_in_fan_out is set to {wrong} but the target module is `{op.__name__}`. "
+                    f"Setting fan_in_fan_out to {not wrong}.",
+                    stacklevel=4,
+                )
+                decided["fan_in_fan_out"] = not wrong
+        return decided
+
+    def _create(self, name: str, layer: BaseTunerLayer, low_cpu_mem_usage: bool) -> dict[str, Any]:
+        """The adapter's slots for one layer, on the base weight's device (or meta), in its dtype and mode."""
+        weight = layer.weight
+        with torch.device("meta" if low_cpu_mem_usage else weight.device):
+            contents = layer.create(self.config, name)
+        dtype = weight.dtype if weight.is_floating_point() or weight.is_complex() else None
+        for value in contents.values():
+            if isinstance(value, nn.Module):
+                value.to(dtype=dtype).train(layer.training)
+            elif isinstance(value, Tensor) and dtype is not None:
+                value.data = value.data.to(dtype)
+        return contents
+
+    # Changing ------------------------------------------------------------------------------------
+
+    def apply(self) -> Injection:
+        """Change the model as planned."""
+        found = holders(self.model)
+        active = [self.adapter_name] if self.activate else active_adapters_of(self.model)
+        trains = self.activate and not self.config.inference_mode
+        try:
+            if not any(isinstance(holder, BaseTunerLayer) for holder in found):  # the first adapter
+                for parameter in self.model.parameters():
+                    self._set_requires_grad(parameter, False)
+            for holder in found:
+                self._replace(holder, None)
+            for name, layer in self.layers.items():
+                self._place(name, layer)
+                self._replace(layer, self.contents[name])
+            for name, wrapper in self.wrappers.items():
+                self._place(name, wrapper)
+                self._replace(wrapper, self.copies[name])
+            for holder in dict.fromkeys([*found, *self.layers.values(), *self.wrappers.values()]):
+                self._undo.append(partial(setattr, holder, "_active_adapter", holder._active_adapter))
+                holder._active_adapter = list(active)
+                holder.set_requires_grad(self.adapter_name, trains)
+            if trains:
+                self._unfreeze_biases()
+            self._record_config()
+        except BaseException:
+            self.undo()
+            raise
+        return self
+
+    def undo(self) -> None:
+        """Leave the model exactly as it was before `apply`."""
+        while self._undo:
+            self._undo.pop()()
+
+    def _set_requires_grad(self, parameter: nn.Parameter, value: bool) -> None:
+        self._undo.append(partial(parameter.requires_grad_, parameter.requires_grad))
+        parameter.requires_grad_(value)
+
+    def _place(self, name: str, module: nn.Module) -> None:
+        """Put a module at `name`, unless it is there."""
+        parent_name, _, key = name.rpartition(".")
+        parent = self.model.get_submodule(parent_name)
+        if parent._modules[key] is not module:
+            self._undo.append(partial(parent._modules.__setitem__, key, parent._modules[key]))
+            setattr(parent, key, module)
+
+    def _replace(self, holder: Any, contents: Any) -> None:
+        """Take an adapter of this name out of a holder, and put the new contents in, if any."""
+        old = holder.detach(self.adapter_name)
+        if old:
+            self._undo.append(partial(holder.attach, self.adapter_name, old))
+        if contents is not None:
+            self._undo.append(partial(holder.detach, self.adapter_name))
+            holder.attach(self.adapter_name, contents)
+
+    def _unfreeze_biases(self) -> None:
+        bias = getattr(self.config, "bias", "none")
+        owners: Iterable[nn.Module] = ()
+        if bias == "all":
+            owners = (m.get_base_layer() if isinstance(m, BaseTunerLayer) else m for _, m in walk(self.model))
+        elif bias != "none":
+            owners = (layer.get_base_layer() for layer in self.layers.values())
+        for owner in owners:
+            for name, parameter in owner._parameters.items():
+                if "bias" in name and parameter is not None:
+                    self._set_requires_grad(parameter, True)
+
+    def _record_config(self) -> None:
+        for field, value in self.decided.items():
+            self._undo.append(partial(setattr, self.config, field, getattr(self.config, field)))
+            setattr(self.config, field, value)
+        model: Any = self.model
+        if getattr(model, "peft_config", None) is None:
+            self._undo.append(partial(delattr, model, "peft_config"))
+            model.peft_config = {}
+        elif self.adapter_name in model.peft_config:
+            replaced = model.peft_config[self.adapter_name]
+            self._undo.append(partial(model.peft_config.__setitem__, self.adapter_name, replaced))
+        else:
+            self._undo.append(partial(model.peft_config.pop, self.adapter_name))
+        model.peft_config[self.adapter_name] = self.config
 
 
 def check_adapter_name(adapter_name: Any) -> None:
-    """ValueError for a name that cannot be part of a parameter's name."""
+    """TypeError or ValueError for what cannot be part of a parameter's name."""
     if not isinstance(adapter_name, str):
         raise TypeError(f"An adapter's name should be a string, got {type(adapter_name).__name__}.")
     reserved = any(hasattr(container, adapter_name) for container in (nn.ModuleDict, nn.ParameterDict))
     if not adapter_name or "." in adapter_name or reserved:
         raise ValueError(
-            f"{adapter_name!r} cannot be an adapter's name: it should be a non-empty string without '.', and no "
-            f"attribute of torch.nn.ModuleDict."
+            f"{adapter_name!r} cannot be an adapter's name: it should be a non-empty string without '.', "
+            "and no attribute of torch.nn.ModuleDict."
         )
-
-
-# Selecting -----------------------------------------------------------------------------------------------------
-
-
-def select_targets(config: Any, model: nn.Module, modules: dict[str, nn.Module]) -> tuple[list[str], Any]:
-    """(names of the modules that the config means, `target_modules` with defaults and shorthands resolved)."""
-    targets = resolve_targets(config, model, modules)
-    exclude = getattr(config, "exclude_modules", None)
-    excluded = {name for name in modules if names_module(exclude, name)}
-    matched = [name for name in modules if name and is_target(_Resolved(config, targets), name)]
-    selected = [name for name in matched if name not in excluded]
-    if selected:
-        if exclude and not excluded:
-            warnings.warn(
-                f"You have passed exclude_modules={exclude} but no modules were excluded.", stacklevel=4
-            )
-        return selected, targets
-    if matched:
-        raise NoMatchingPeftModuleError(
-            f"No modules were targeted for adaptation: exclude_modules={exclude} excludes everything that "
-            f"target_modules={config.target_modules} selects ({', '.join(matched)})."
-        )
-    if exclude and len(excluded) == len([name for name in modules if name]):
-        raise NoMatchingPeftModuleError(f"All modules were excluded by exclude_modules={exclude}.")
-    if targets == set():
-        raise NoMatchingPeftModuleError(
-            "No `target_modules` passed but also no `target_parameters` found. Please check these arguments."
-        )
-    notes = [
-        f" Note: You specified '{field}': {getattr(config, field)}."
-        for field in ("layers_to_transform", "layers_pattern")
-        if getattr(config, field, None) is not None
-    ]
-    raise NoMatchingPeftModuleError(
-        f"Target modules {targets} not found in the base model. Please check the target modules and try again."
-        + "".join(notes)
-    )
-
-
-class _Resolved:
-    """A config seen with other `target_modules`, without changing the caller's object."""
-
-    def __init__(self, config: Any, targets: Any) -> None:
-        self.target_modules = targets
-        self.layers_to_transform = getattr(config, "layers_to_transform", None)
-        self.layers_pattern = getattr(config, "layers_pattern", None)
-
-
-def resolve_targets(config: Any, model: nn.Module, modules: dict[str, nn.Module]) -> str | set[str]:
-    """`target_modules` as a regex or a set of names: None by architecture, `all-linear` by looking at the layers."""
-    targets = config.target_modules
-    if targets is None:
-        model_type = model_type_of(model)
-        if model_type not in tuner_for(config).target_module_mapping:
-            raise ValueError(
-                f"Please specify `target_modules` or `target_parameters` in `peft_config`: there is no default for "
-                f"{f'model type {model_type!r}' if model_type else type(model).__name__}."
-            )
-        targets = tuner_for(config).target_module_mapping[model_type]
-    if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
-        return all_linear_names(config, model, modules)
-    return targets if isinstance(targets, str) else set(targets)
-
-
-def select_from_state_dict(
-    config: Any,
-    model: nn.Module,
-    modules: dict[str, nn.Module],
-    state_dict: dict[str, Any],
-    layer_cls: type[BaseTunerLayer],
-) -> tuple[list[str], Any]:
-    """(names of the modules that a checkpoint's keys belong to, the config's `target_modules`)."""
-    if getattr(config, "target_parameters", None):
-        raise ValueError(
-            "Trying to inject a PEFT adapter from a state_dict but the PEFT config uses `target_parameters`. This is "
-            "not supported: the keys do not say which parameters were targeted. Use the config instead."
-        )
-    named = {owner for key in state_dict if (owner := _owner(key, layer_cls)) is not None}
-    plain = {without_compile(name): name for name in modules}
-    found = {owner: _find(owner, plain) for owner in named}
-    chosen = {name for name in found.values() if name is not None}
-    selected = [name for name in modules if name in chosen]
-    if not selected:
-        raise NoMatchingPeftModuleError(
-            f"Target modules {sorted(named)} not found in the base model: no key of the state_dict belongs to one of "
-            f"its modules. Please check the state_dict and try again."
-        )
-    from_config: Iterable[str] = selected
-    if config.target_modules:
-        targets = resolve_targets(config, model, modules)
-        exclude = getattr(config, "exclude_modules", None)
-        resolved = _Resolved(config, targets)
-        from_config = [n for n in modules if n and is_target(resolved, n) and not names_module(exclude, n)]
-    only_keys = sorted((chosen - set(from_config)) | {owner for owner, name in found.items() if name is None})
-    only_config = sorted(set(from_config) - chosen)
-    if only_keys or only_config:
-        warnings.warn(
-            f"While injecting the PEFT adapter from a state_dict, it was found not to match the config, and the "
-            f"state_dict decides. Modules only in the state_dict: {only_keys}. Only in the config: {only_config}.",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-    return selected, config.target_modules
-
-
-def _owner(key: str, layer_cls: type[BaseTunerLayer]) -> str | None:
-    """The module that a checkpoint key belongs to: what stands before the last slot name."""
-    parts = key.split(".")
-    for i in range(len(parts) - 1, 0, -1):
-        if parts[i] in layer_cls.adapter_layer_names:
-            return without_compile(".".join(parts[:i]))
-    return None
-
-
-def _find(owner: str, modules: dict[str, str]) -> str | None:
-    """The module's name in this model; checkpoints of a PeftModel put `base_model.model.` before it."""
-    return next((modules[n] for n in (owner, owner.removeprefix(MODEL_PREFIX)) if n in modules), None)
-
-
-def _modules_to_save(config: Any, modules: dict[str, nn.Module], adapter_name: str) -> dict[str, nn.Module]:
-    """The modules to train and save whole; the outermost one where several are nested."""
-    entries = getattr(config, "modules_to_save", None) or ()
-    if adapter_name in entries:
-        raise ValueError(
-            f"modules_to_save names a module '{adapter_name}', which is the adapter's name too. Please rename one."
-        )
-    saved: dict[str, nn.Module] = {}
-    for name, module in modules.items():
-        # any suffix, dot or not, as PEFT has it: `classifier` also saves DistilBERT's `pre_classifier`
-        if name.endswith(tuple(entries)) and name and not name.startswith(tuple(f"{n}." for n in saved)):
-            if isinstance(module, BaseTunerLayer) or not isinstance(module, ModulesToSaveWrapper):
-                ModulesToSaveWrapper.check(module, name)
-            saved[name] = module
-    return saved
-
-
-def _adapted_layer(module: nn.Module, name: str, layer_cls: type[BaseTunerLayer]) -> BaseTunerLayer:
-    """The adapted layer for a target: the one that is there, or a new one around it, not yet placed."""
-    if isinstance(module, layer_cls):
-        return module
-    op = operator_of(module)
-    if op is None or op not in layer_cls.operators:
-        supported = ", ".join(f"`{'.'.join(kind.where)}`" for kind in layer_cls.operators)
-        raise ValueError(
-            f"Target module '{name}' of type {type(module).__name__} is not supported. Currently, only the following "
-            f"modules are supported: {supported}."
-        )
-    return layer_cls(module, op)
-
-
-def _create(layer: BaseTunerLayer, config: Any, name: str, low_cpu_mem_usage: bool) -> dict[str, Any]:
-    """One adapter's slots, on the base weight's device (or meta) and in its dtype, in the base layer's mode."""
-    weight = layer.weight
-    with torch.device("meta" if low_cpu_mem_usage else weight.device):
-        contents = layer.create(config, name)
-    dtype = weight.dtype if weight.dtype.is_floating_point or weight.dtype.is_complex else None
-    for value in contents.values():
-        if isinstance(value, nn.Module):
-            value.to(dtype=dtype).train(layer.training)
-        elif isinstance(value, Tensor) and dtype is not None:
-            value.data = value.data.to(dtype)
-    return contents
-
-
-def _check_bias(config: Any, configs: dict[str, Any], adapter_name: str) -> None:
-    """Biases belong to the base model, so that only one adapter may train them."""
-    if getattr(config, "bias", "none") == "none":
-        return
-    others = [n for n, c in configs.items() if n != adapter_name and getattr(c, "bias", "none") != "none"]
-    if others:
-        raise ValueError(
-            f"A model supports only 1 adapter with bias: adapter '{others[0]}' has bias="
-            f"{configs[others[0]].bias!r} already. When using multiple adapters, set bias to 'none' for the others."
-        )
-
-
-def _warn_unmatched_patterns(config: Any, targets: list[str]) -> None:
-    for field in ("rank_pattern", "alpha_pattern"):
-        unmatched = [
-            key
-            for key in getattr(config, field, None) or {}
-            if not any(pattern_matches(key, n) for n in targets)
-        ]
-        if unmatched:
-            warnings.warn(
-                f"{field} has keys that match none of the adapted modules: {unmatched}.",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-
-
-def _decided_fields(config: Any, targets: Any, layers: Iterable[BaseTunerLayer]) -> dict[str, Any]:
-    """What the model decides about the config: the resolved targets, and `fan_in_fan_out`, which layers know better."""
-    decided = {"target_modules": targets}
-    ops = {layer.op for layer in layers}
-    for op, wrong in ((Linear, True), (Conv1D, False)):
-        if op in ops and getattr(config, "fan_in_fan_out", None) is wrong:
-            warnings.warn(
-                f"fan_in_fan_out is set to {wrong} but the target module is `{op.__name__}`. "
-                f"Setting fan_in_fan_out to {not wrong}.",
-                stacklevel=4,
-            )
-            decided["fan_in_fan_out"] = not wrong
-    return decided
-
-
-# Changing ------------------------------------------------------------------------------------------------------
-
-
-def _place(model: nn.Module, name: str, module: nn.Module, done: Injection) -> None:
-    """Put a module at `name`, unless it is there."""
-    parent_name, _, key = name.rpartition(".")
-    parent = model.get_submodule(parent_name)
-    old = parent._modules[key]
-    if old is not module:
-        done.on_undo(parent._modules.__setitem__, key, old)
-        setattr(parent, key, module)
-
-
-def _replace(holder: Any, adapter: str, contents: Any, done: Injection) -> None:
-    """Take an adapter of this name out of a holder, and put the new contents in, if any."""
-    old = holder.detach(adapter)
-    if old:
-        done.on_undo(holder.attach, adapter, old)
-    if contents is not None:
-        done.on_undo(holder.detach, adapter)
-        holder.attach(adapter, contents)
-
-
-def _unfreeze_biases(
-    config: Any, model: nn.Module, layers: dict[str, BaseTunerLayer], prefix: str, done: Injection
-) -> None:
-    bias = getattr(config, "bias", "none")
-    owners: Iterable[nn.Module] = ()
-    if bias == "all":
-        owners = (m.get_base_layer() if isinstance(m, BaseTunerLayer) else m for _, m in walk(model))
-    elif bias != "none":
-        owners = (layer.get_base_layer() for layer in layers.values())
-    for owner in owners:
-        for name, parameter in owner._parameters.items():
-            if "bias" in name and parameter is not None:
-                done.on_undo(parameter.requires_grad_, parameter.requires_grad)
-                parameter.requires_grad_(True)
-
-
-def _record_config(model: nn.Module, config: Any, adapter_name: str, done: Injection) -> None:
-    configs = getattr(model, "peft_config", None)
-    if configs is None:
-        done.on_undo(delattr, model, "peft_config")
-        configs = model.peft_config = {}  # type: ignore[assignment]
-    elif adapter_name in configs:
-        done.on_undo(configs.__setitem__, adapter_name, configs[adapter_name])
-    else:
-        done.on_undo(configs.pop, adapter_name)
-    configs[adapter_name] = config
-
-
-# The tuner -----------------------------------------------------------------------------------------------------
 
 
 class BaseTuner(nn.Module):
@@ -420,7 +279,7 @@ class BaseTuner(nn.Module):
 
     prefix: ClassVar[str]
     tuner_layer_cls: ClassVar[type[BaseTunerLayer]]
-    target_module_mapping: ClassVar[dict[str, list[str] | str]] = {}
+    target_module_mapping: ClassVar[Mapping[str, Collection[str] | str]] = {}  # by model type
 
     def __init__(
         self,
@@ -431,12 +290,13 @@ class BaseTuner(nn.Module):
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.injection = inject(
+        injection = Injection(
             model, type(self), peft_config, adapter_name, True, low_cpu_mem_usage, state_dict
         )
+        self.injection = injection.apply()
         self.model = model
         self.training = model.training
-        self.targeted_module_names = self.injection.targeted_module_names
+        self.targeted_module_names = list(injection.layers)
 
     @property
     def peft_config(self) -> dict[str, PeftConfig]:
@@ -461,8 +321,8 @@ class BaseTuner(nn.Module):
         self, adapter_name: str, peft_config: PeftConfig, low_cpu_mem_usage: bool = False
     ) -> Injection:
         """Add an inactive, frozen adapter."""
-        done = inject(self.model, type(self), peft_config, adapter_name, False, low_cpu_mem_usage)
-        self.targeted_module_names = done.targeted_module_names
+        done = Injection(self.model, type(self), peft_config, adapter_name, False, low_cpu_mem_usage).apply()
+        self.targeted_module_names = list(dict.fromkeys([*self.targeted_module_names, *done.layers]))
         return done
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
@@ -499,7 +359,8 @@ class BaseTuner(nn.Module):
         for name in self.active_adapters:
             if getattr(self.peft_config.get(name), "bias", "none") != "none":
                 warnings.warn(
-                    f"Disabling adapter '{name}' does not give the base model's output: its trained biases stay.",
+                    f"Disabling adapter '{name}' does not give the base model's output: its trained biases "
+                    "stay.",
                     stacklevel=2,
                 )
         for holder in holders(self.model):

@@ -1,7 +1,9 @@
-"""THE adapted layer: a base layer, the slots of its adapters, and which of them act. Every method is one of these.
+"""THE adapted layer: a base layer, the slots of its adapters, and which of them act. Every method is one of
+these.
 
 A method subclasses `BaseTunerLayer` and says what its parameters are (`slots`, `create`) and what they mean
-(`delta`, or `fold` where the change is not a sum). Activation, freezing, merging, naming and printing are here, once.
+(`delta`, or `fold` where the change is not a sum). Activation, freezing, merging, naming and printing are
+here, once.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from .operators import Operator
 class BaseTunerLayer(nn.Module):
     """A layer of kind `op` that several adapters can change.
 
-    Children, in this order: `base_layer`, then one container per slot, keyed by adapter name. So a parameter is
-    called `<module>.lora_A.<adapter>.weight`, and the base weight `<module>.base_layer.weight`, as in PEFT.
+    Children, in this order: `base_layer`, then one container per slot, keyed by adapter name. So a parameter
+    is called `<module>.lora_A.<adapter>.weight`, and the base weight `<module>.base_layer.weight`, as in
+    PEFT.
     """
 
     prefix: ClassVar[str]  # what the names of this method's slots begin with
@@ -46,7 +49,7 @@ class BaseTunerLayer(nn.Module):
         self.merged_adapters: list[str] = []
         self._saved_base: tuple[Tensor, Tensor | None] | None = None  # weight and bias before the first merge
 
-    # What a method defines ------------------------------------------------------------------------------------
+    # What a method defines -----------------------------------------------------------------------
 
     @classmethod
     def check(cls, config: Any, base: Any, op: type[Operator], name: str) -> None:
@@ -60,9 +63,12 @@ class BaseTunerLayer(nn.Module):
         """What the adapter adds to the base weight: (out, in, *kernel)."""
         raise NotImplementedError
 
-    def branch(self, adapter: str, x: Tensor) -> Tensor:
-        """What the adapter adds to the output. By definition the operator with the delta; overridden to be faster."""
-        return self.op.call(self.get_base_layer(), x, self.delta(adapter))
+    def adapt(self, adapter: str, x: Tensor, y: Tensor) -> Tensor:
+        """The output `y` for the input `x`, changed by one adapter: by definition, the delta applied to `x`.
+
+        A method overrides this where it can do without building the delta.
+        """
+        return y + self.op.call(self.get_base_layer(), x, self.delta(adapter))
 
     def fold(self, adapter: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The (canonical) weight and bias with one adapter merged in."""
@@ -71,20 +77,21 @@ class BaseTunerLayer(nn.Module):
     def check_mergeable(self, adapter: str) -> None:
         """Raise if this adapter cannot be written into the base weight."""
 
-    # Forward --------------------------------------------------------------------------------------------------
+    # Forward -------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The base layer's output plus every active adapter's branch, in the base output's dtype."""
+        """The base layer's output, changed by every active adapter, in the base output's dtype."""
         if self._disable_adapters and self.merged_adapters:
             self.unmerge()
-        base_out = y = self.base_layer(x, *args, **kwargs)
+        base: Any = self._modules["base_layer"]  # nn.Module's own attribute lookup is slow
+        y = base_out = base(x, *args, **kwargs)
         if not self._disable_adapters and not self.merged_adapters:
             for adapter in self._active_adapter:
                 if adapter in self._adapters:
-                    y = y + self.branch(adapter, x)
+                    y = self.adapt(adapter, x, y)
         return y if y.dtype is base_out.dtype else y.to(base_out.dtype)
 
-    # Adapters -------------------------------------------------------------------------------------------------
+    # Adapters ------------------------------------------------------------------------------------
 
     def attach(self, adapter: str, contents: dict[str, Any]) -> None:
         """Put what `create` made into the slots, replacing an adapter of that name."""
@@ -97,8 +104,12 @@ class BaseTunerLayer(nn.Module):
         """Take an adapter out of all slots and return their contents; {} if the layer does not have it."""
         if self._adapters.pop(adapter, self) is self:
             return {}
-        containers = {slot: getattr(self, slot) for slot in self.slots}
-        return {slot: held.pop(adapter) for slot, held in containers.items() if adapter in held}
+        taken = {}
+        for slot in self.slots:
+            container: Any = getattr(self, slot)
+            if adapter in container:
+                taken[slot] = container.pop(adapter)
+        return taken
 
     def has_adapter(self, adapter: str) -> bool:
         """Whether this layer has an adapter of that name."""
@@ -117,10 +128,12 @@ class BaseTunerLayer(nn.Module):
                 yield from value.parameters() if isinstance(value, nn.Module) else (value,)
 
     def state_entries(self, adapter: str) -> Iterator[tuple[str, str, Tensor]]:
-        """(key in the live layer, key in a checkpoint, tensor): the two keys differ by the adapter's name only."""
+        """(key in the live layer, key in a checkpoint, tensor): the two keys differ by the adapter's name
+        only.
+        """
         for slot in self.slots:
-            container = getattr(self, slot)
-            if isinstance(container, nn.Module) and adapter in container:
+            container: Any = getattr(self, slot)
+            if self.slots[slot] is not dict and adapter in container:
                 value = container[adapter]
                 if isinstance(value, nn.Module):
                     for key, tensor in value.state_dict().items():
@@ -164,7 +177,7 @@ class BaseTunerLayer(nn.Module):
         else:
             self.set_requires_grad(self._adapters, False)
 
-    # Base layer -----------------------------------------------------------------------------------------------
+    # Base layer ----------------------------------------------------------------------------------
 
     def get_base_layer(self) -> nn.Module:
         """The layer that is adapted."""
@@ -180,7 +193,7 @@ class BaseTunerLayer(nn.Module):
         """The base layer's bias."""
         return getattr(self.get_base_layer(), "bias", None)
 
-    # Merging --------------------------------------------------------------------------------------------------
+    # Merging -------------------------------------------------------------------------------------
 
     @property
     def merged(self) -> bool:
@@ -203,7 +216,9 @@ class BaseTunerLayer(nn.Module):
 
     @torch.no_grad()
     def merged_base(self, adapters: list[str], safe_merge: bool) -> tuple[Tensor, Tensor | None]:
-        """Weight (stored layout) and bias with `adapters` folded in; ValueError if `safe_merge` meets a NaN or inf."""
+        """Weight (stored layout) and bias with `adapters` folded in; ValueError if `safe_merge` meets a NaN
+        or inf.
+        """
         weight, bias = self.op.canonical(self.weight), self.bias
         for adapter in adapters:
             weight, bias = self.fold(adapter, weight, bias)

@@ -1,90 +1,78 @@
-"""Which modules a config means: names, suffixes, regular expressions, `all-linear`, excludes, layer indices, patterns."""
+"""Which modules a config means: names, suffixes, regexes, `all-linear`, excludes, layer indices, patterns,
+keys.
+"""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+import warnings
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from torch import nn
 
+from .adapters import MODEL_PREFIX, without_compile
+from .errors import NoMatchingPeftModuleError
 from .layer import BaseTunerLayer
 from .operators import Conv1D, Linear, operator_of
+from .wrappers import ModulesToSaveWrapper
 
-ALL_LINEAR = "all-linear"
+Targets = str | set[str]
+Modules = dict[str, nn.Module]
 T = TypeVar("T")
-
-# The layers that LoRA's authors and users adapt by default, by `model.config.model_type`.
-_QV_PROJ = ["q_proj", "v_proj"]
-DEFAULT_TARGETS: dict[str, list[str] | str] = {
-    **dict.fromkeys(["t5", "mt5"], ["q", "v"]),
-    **dict.fromkeys(["bart", "opt", "gptj", "gpt_neo", "llama", "llama4", "mistral", "mixtral"], _QV_PROJ),
-    **dict.fromkeys(["stablelm", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3"], _QV_PROJ),
-    **dict.fromkeys(["bert", "roberta", "xlm-roberta", "electra", "layoutlm"], ["query", "value"]),
-    **dict.fromkeys(["bloom", "gpt_neox", "chatglm", "falcon"], ["query_key_value"]),
-    **dict.fromkeys(["RefinedWebModel", "RefinedWeb"], ["query_key_value"]),
-    **dict.fromkeys(["gpt2", "gpt_bigcode"], ["c_attn"]),
-    "blip-2": ["q", "v", *_QV_PROJ],
-    "btlm": ["c_proj", "c_attn"],
-    "codegen": ["qkv_proj"],
-    "deberta": ["in_proj"],
-    "deberta-v2": ["query_proj", "value_proj"],
-    "gemma4": r".*language_model\..*\.(q_proj|v_proj)",
-    "mpt": ["Wqkv"],
-    "nemotron_h": ["q_proj", "k_proj", "v_proj", "o_proj"],
-    "phi": [*_QV_PROJ, "fc1", "fc2"],
-    "rwkv": ["key", "value", "receptance", "output"],
-    "rwkv7": ["r_proj", "k_proj", "v_proj", "o_proj", "key", "value"],
-}
 
 
 def names_module(entries: str | Iterable[str] | None, name: str) -> bool:
-    """Whether a string (a regex for the whole name) or one of several names (equal, or a dotted suffix) means `name`."""
-    if entries is None:
-        return False
+    """Whether a string (regex for the whole name) or one of several names (equal, or dotted suffix) means
+    `name`.
+    """
     if isinstance(entries, str):
         return re.fullmatch(entries, name) is not None
-    return any(name == entry or name.endswith(f".{entry}") for entry in entries)
+    return any(name == entry or name.endswith(f".{entry}") for entry in entries or ())
 
 
-def is_target(config: Any, name: str) -> bool:
-    """Whether `target_modules`, `layers_to_transform` and `layers_pattern` select a module; excludes come on top."""
-    targets = config.target_modules
-    if isinstance(targets, str):
-        return names_module(targets, name)
-    if name in targets:  # a full name is not asked for its layer index
-        return True
-    return names_module(targets, name) and _in_layers(config, name)
+def is_target(targets: Targets, config: Any, name: str) -> bool:
+    """Whether `targets` mean a module, and the config's layer indices allow it; excludes come on top."""
+    if not name or isinstance(targets, str):
+        return bool(name) and names_module(targets, name)
+    return name in targets or (
+        names_module(targets, name) and _in_layers(config, name)
+    )  # full names bypass indices
 
 
 def _in_layers(config: Any, name: str) -> bool:
     wanted = getattr(config, "layers_to_transform", None)
     if wanted is None or wanted == []:
         return True
-    patterns = getattr(config, "layers_pattern", None) or [r"[^.]+"]
+    patterns = getattr(config, "layers_pattern", None) or r"[^.]+"
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         found = re.match(rf"(?:.*\.)?(?:{pattern})\.(\d+)\.", name)
         if found:
-            index = int(found.group(1))
-            return index == wanted if isinstance(wanted, int) else index in wanted
+            return int(found.group(1)) in ([wanted] if isinstance(wanted, int) else wanted)
     return False
 
 
 def pattern_matches(pattern: str, name: str) -> bool:
-    """Whether a key of `rank_pattern` or `alpha_pattern` (a regex, from the start or after a dot) means `name`."""
+    """Whether a key of `rank_pattern` or `alpha_pattern`, a regex from the start or after a dot, means
+    `name`.
+    """
     return re.match(rf"(.*\.)?({pattern})$", name) is not None
 
 
 def pattern_value(patterns: dict[str, T] | None, name: str, default: T) -> T:
-    """The value of the first pattern that matches, else `default`."""
+    """The value of the first pattern that means `name`, else `default`."""
     return next((value for key, value in (patterns or {}).items() if pattern_matches(key, name)), default)
 
 
-def model_type_of(model: nn.Module) -> str | None:
-    """`model.config.model_type` for models that have it; the config may be a dict."""
-    config = getattr(model, "config", None)
-    return config.get("model_type") if isinstance(config, dict) else getattr(config, "model_type", None)
+def warn_unmatched_patterns(config: Any, targets: list[str]) -> None:
+    """RuntimeWarning for pattern keys that mean none of the adapted modules."""
+    for field in ("rank_pattern", "alpha_pattern"):
+        patterns = getattr(config, field, None) or {}
+        unmatched = [key for key in patterns if not any(pattern_matches(key, name) for name in targets)]
+        if unmatched:
+            text = f"{field} has keys that match none of the adapted modules: {unmatched}."
+            warnings.warn(text, RuntimeWarning, stacklevel=5)
 
 
 def is_transformers_model(model: nn.Module) -> bool:
@@ -93,14 +81,132 @@ def is_transformers_model(model: nn.Module) -> bool:
     return base is not None and isinstance(model, base)
 
 
-def all_linear_names(config: Any, model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
-    """The names `all-linear` stands for: every linear layer except a transformers model's output head."""
-    head = model.get_output_embeddings() if is_transformers_model(model) else None  # type: ignore[operator]
-    is_classifier = is_transformers_model(model) and config.task_type == "SEQ_CLS"
-    names = set()
+def resolve_targets(
+    config: Any, model: nn.Module, modules: Modules, defaults: Mapping[str, Collection[str] | str]
+) -> Targets:
+    """`target_modules` as a regex or a set of names: None by architecture, `all-linear` by looking at the
+    layers.
+    """
+    targets = config.target_modules
+    if targets is None:
+        model_config = getattr(model, "config", None)
+        as_dict = model_config if isinstance(model_config, dict) else getattr(model_config, "__dict__", {})
+        model_type: Any = as_dict.get("model_type") or getattr(model_config, "model_type", None)
+        if model_type not in defaults:
+            known_as = f"model type {model_type!r}" if model_type else type(model).__name__
+            raise ValueError(
+                "Please specify `target_modules` or `target_parameters` in `peft_config`: there is no "
+                f"default for {known_as}."
+            )
+        targets = defaults[model_type]
+    if isinstance(targets, str) and targets.lower() == "all-linear":
+        return _all_linear(config, model, modules)
+    return targets if isinstance(targets, str) else set(targets)
+
+
+def _all_linear(config: Any, model: Any, modules: Modules) -> set[str]:
+    """Every linear layer, without a transformers model's output head."""
+    known = is_transformers_model(model)
+    head = model.get_output_embeddings() if known else None
+    classifiers = ("classifier", "score") if known and config.task_type == "SEQ_CLS" else ()
+    return {
+        name
+        for name, module in modules.items()
+        if operator_of(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module)
+        in (Linear, Conv1D)
+        and module is not head
+        and name.split(".")[0] not in classifiers
+    }
+
+
+def select_targets(config: Any, targets: Targets, modules: Modules) -> list[str]:
+    """The names of the modules to adapt, in the model's order; NoMatchingPeftModuleError if none are."""
+    exclude = getattr(config, "exclude_modules", None)
+    matched = [name for name in modules if is_target(targets, config, name)]
+    selected = [name for name in matched if not names_module(exclude, name)]
+    if selected:
+        if exclude and not any(names_module(exclude, name) for name in modules):
+            warnings.warn(
+                f"You have passed exclude_modules={exclude} but nothing was excluded.", stacklevel=5
+            )
+        return selected
+    if matched:
+        raise NoMatchingPeftModuleError(
+            f"No modules were targeted for adaptation: exclude_modules={exclude} excludes everything that "
+            f"target_modules={config.target_modules} selects ({', '.join(matched)})."
+        )
+    if not targets:
+        raise NoMatchingPeftModuleError(
+            "No `target_modules` passed but also no `target_parameters` found. Please check these arguments."
+        )
+    limits = {field: getattr(config, field, None) for field in ("layers_to_transform", "layers_pattern")}
+    raise NoMatchingPeftModuleError(
+        f"Target modules {targets} not found in the base model. Please check the target modules and try "
+        "again."
+        + "".join(
+            f" Note: You specified '{field}': {value}."
+            for field, value in limits.items()
+            if value is not None
+        )
+    )
+
+
+def select_by_keys(
+    config: Any, targets: Targets | None, modules: Modules, keys: Iterable[str], slots: Collection[str]
+) -> list[str]:
+    """The names of the modules that a checkpoint's keys belong to, whatever the config says.
+
+    RuntimeWarning if `targets` (None or empty: nothing said) mean other modules; NoMatchingPeftModuleError
+    if no key belongs to a module. Keys may begin with `base_model.model.` (a PeftModel's) or contain
+    `_orig_mod` (compiled).
+    """
+    owners = {owner for key in keys if (owner := _owner(key, slots)) is not None}
+    plain = {without_compile(name): name for name in modules}
+    found = {o: plain.get(o) or plain.get(o.removeprefix(MODEL_PREFIX)) for o in owners}
+    selected = [name for name in modules if name in set(found.values())]
+    if not selected:
+        raise NoMatchingPeftModuleError(
+            f"Target modules {sorted(owners)} not found in the base model: no key of the state_dict "
+            "belongs to one of its modules. Please check the state_dict and try again."
+        )
+    exclude = getattr(config, "exclude_modules", None)
+    meant = {n for n in modules if targets and is_target(targets, config, n) and not names_module(exclude, n)}
+    only_keys = sorted(
+        owner for owner, name in found.items() if name is None or (targets and name not in meant)
+    )
+    only_config = sorted(meant - set(selected))
+    if only_keys or only_config:
+        warnings.warn(
+            "The state_dict and the PEFT config do not agree on the modules to adapt; the state_dict "
+            f"decides. Only in the state_dict: {only_keys}. Only in the config: {only_config}.",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    return selected
+
+
+def _owner(key: str, slots: Collection[str]) -> str | None:
+    """The module that a checkpoint key belongs to: what stands before the last slot name."""
+    parts = without_compile(key).split(".")
+    at = [i for i, part in enumerate(parts) if part in slots and i > 0]
+    return ".".join(parts[: at[-1]]) if at else None
+
+
+def select_to_save(config: Any, modules: Modules, adapter_name: str) -> Modules:
+    """The modules to train and save whole; of nested ones the outermost.
+
+    ValueError if one is called like the adapter, TypeError if one cannot be wrapped.
+    """
+    entries = tuple(getattr(config, "modules_to_save", None) or ())
+    if adapter_name in entries:
+        raise ValueError(
+            f"modules_to_save names '{adapter_name}', which is the adapter's name too. Rename one."
+        )
+    saved: Modules = {}
     for name, module in modules.items():
-        layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-        in_head = module is head or (is_classifier and name.split(".")[0] in ("classifier", "score"))
-        if operator_of(layer) in (Linear, Conv1D) and not in_head:
-            names.add(name)
-    return names
+        # any suffix, dot or not, as in PEFT: `classifier` also saves DistilBERT's `pre_classifier`
+        if name.endswith(entries) and name and not name.startswith(tuple(f"{outer}." for outer in saved)):
+            if not isinstance(module, ModulesToSaveWrapper):
+                ModulesToSaveWrapper.check(module, name)
+            saved[name] = module
+    return saved

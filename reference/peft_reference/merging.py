@@ -14,8 +14,8 @@ from .wrappers import ModulesToSaveWrapper
 def merge_adapter(model: nn.Module, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
     """Write adapters (default: the active ones) into the base weights, in place.
 
-    TypeError if the names are no list; ValueError if `safe_merge` meets NaN or inf; whatever a method raises for an
-    adapter that cannot be merged. The weights are unchanged after an error.
+    TypeError if the names are no list; ValueError if `safe_merge` meets NaN or inf; whatever a method raises
+    for an adapter that cannot be merged. The weights are unchanged after an error.
     """
     layers = [m for _, m in walk(model) if isinstance(m, BaseTunerLayer)]
     _warn_if_tied(model, layers)
@@ -48,12 +48,14 @@ def unload(
     safe_merge: bool = False,
     adapter_names: list[str] | None = None,
 ) -> nn.Module:
-    """Replace adapted layers by their base layers and wrappers by the module that acts; returns `model` itself."""
+    """Replace adapted layers by their base layers and wrappers by the module that acts; returns `model`
+    itself.
+    """
     if merge:
         merge_adapter(model, adapter_names, safe_merge)
     held = [(n, m) for n, m in walk(model) if isinstance(m, (BaseTunerLayer, ModulesToSaveWrapper))]
     if progressbar:
-        from tqdm import tqdm
+        from tqdm import tqdm  # type: ignore[import-untyped]
 
         held = tqdm(held, desc="Unloading" + (" and merging" if merge else ""))
     for name, holder in reversed(list(held)):  # inner ones first
@@ -87,7 +89,7 @@ def _warn_if_tied(model: nn.Module, layers: list[BaseTunerLayer]) -> None:
     ]
     if any(layer is end or layer.get_base_layer() is end for layer in layers for end in ends):
         warnings.warn(
-            "Model with `tie_word_embeddings=True` and an adapted embedding: merging changes the tied weight at both "
-            "ends. Untie the embeddings before merging if that is not meant.",
+            "Model with `tie_word_embeddings=True` and an adapted embedding: merging changes the tied "
+            "weight at both ends. Untie the embeddings before merging if that is not meant.",
             stacklevel=4,
         )

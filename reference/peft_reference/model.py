@@ -32,9 +32,10 @@ from .state_dict import (
 class PeftModel(nn.Module):
     """A model that adapters were added to, in place.
 
-    `base_model` is the tuner and `base_model.model` the model that was passed, so every parameter's name begins with
-    `base_model.model.`. Attributes that are not found here are looked up in the tuner and in the model. Errors of the
-    constructor are those of `inject_adapter_in_model`; the model is unchanged after one.
+    `base_model` is the tuner and `base_model.model` the model that was passed, so every parameter's name
+    begins with `base_model.model.`. Attributes that are not found here are looked up in the tuner and in the
+    model. Errors of the constructor are those of `inject_adapter_in_model`; the model is unchanged after
+    one.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class PeftModel(nn.Module):
         self.training = model.training
         cast_adapter_dtype(model, adapter_name, autocast_adapter_dtype)
 
-    # Looking ----------------------------------------------------------------------------------------------------
+    # Looking -------------------------------------------------------------------------------------
 
     @property
     def peft_config(self) -> dict[str, PeftConfig]:
@@ -95,7 +96,8 @@ class PeftModel(nn.Module):
         """Print both numbers and the percentage."""
         trainable, total = self.get_nb_trainable_parameters()
         print(
-            f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}"
+            f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: "
+            f"{100 * trainable / total:.4f}"
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -110,7 +112,7 @@ class PeftModel(nn.Module):
                 raise
             return getattr(self.base_model, name)
 
-    # Adapters ---------------------------------------------------------------------------------------------------
+    # Adapters ------------------------------------------------------------------------------------
 
     def add_adapter(
         self,
@@ -130,7 +132,8 @@ class PeftModel(nn.Module):
     ) -> Injection:
         if config.peft_type != self.peft_type:
             raise ValueError(
-                f"Cannot combine adapters with different peft types. Found {self.peft_type} and {config.peft_type}."
+                f"Cannot combine adapters with different peft types. Found {self.peft_type} and "
+                f"{config.peft_type}."
             )
         if adapter_name in self.peft_config:
             raise ValueError(f"Adapter with name '{adapter_name}' already exists.")
@@ -140,11 +143,13 @@ class PeftModel(nn.Module):
         return done
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
-        """Make one adapter the active one, and trainable unless `inference_mode`; ValueError if it is unknown."""
+        """Make one adapter the active one, and trainable unless `inference_mode`; ValueError if it is
+        unknown.
+        """
         if not isinstance(adapter_name, str):
             raise TypeError(
-                f"PeftModel.set_adapter takes one name, got {adapter_name!r}: to activate several adapters, call "
-                f"base_model.set_adapter."
+                f"PeftModel.set_adapter takes one name, got {adapter_name!r}: to activate several "
+                "adapters, call base_model.set_adapter."
             )
         self.base_model.set_adapter(adapter_name, inference_mode)
 
@@ -160,7 +165,8 @@ class PeftModel(nn.Module):
     def disable_adapter(self) -> Iterator[None]:
         """Compute the base model's output inside the `with` block; afterwards everything is as before.
 
-        Blocks can be nested. If only some layers were disabled before, a warning is given and all are enabled after.
+        Blocks can be nested. If only some layers were disabled before, a warning is given and all are
+        enabled after.
         """
         found = holders(self.get_base_model())
         disabled = [holder for holder in found if holder.disable_adapters]
@@ -182,7 +188,7 @@ class PeftModel(nn.Module):
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
 
-    # Saving and loading -----------------------------------------------------------------------------------------
+    # Saving and loading --------------------------------------------------------------------------
 
     def save_pretrained(
         self,
@@ -194,10 +200,12 @@ class PeftModel(nn.Module):
         path_initial_model_for_weight_conversion: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write each adapter's weights, config and model card; 'default' into the folder, others into sub-folders.
+        """Write each adapter's weights, config and model card; 'default' into the folder, others into
+        sub-folders.
 
-        `state_dict=` (live keys) is used instead of the model's own tensors. Files appear complete or not at all.
-        ValueError if the path is a file, an adapter is unknown, or its name would lead out of the folder.
+        `state_dict=` (live keys) is used instead of the model's own tensors. Files appear complete or not at
+        all. ValueError if the path is a file, an adapter is unknown, or its name would lead out of the
+        folder.
         """
         if os.path.isfile(save_directory):
             raise ValueError(f"Provided path ({save_directory}) should be a directory, not a file")
@@ -209,19 +217,22 @@ class PeftModel(nn.Module):
         unknown = [name for name in names if name not in self.peft_config]
         if unknown:
             raise ValueError(
-                f"You passed an invalid `selected_adapters` argument: {unknown} not among {list(self.peft_config)}."
+                f"You passed an invalid `selected_adapters` argument: {unknown} not among "
+                f"{list(self.peft_config)}."
             )
         folders = {name: saving.adapter_folder(save_directory, name) for name in names}
+        given: Any = kwargs.get("state_dict")
+        embeddings: Any = save_embedding_layers
+        state_dicts = {
+            name: get_peft_model_state_dict(self, given, name, save_embedding_layers=embeddings)
+            for name in names
+        }
+        if not is_main_process:
+            return
         for name, folder in folders.items():
-            state_dict = get_peft_model_state_dict(
-                self,
-                kwargs.get("state_dict"),
-                name,
-                save_embedding_layers=save_embedding_layers,  # type: ignore[arg-type]
-            )
-            if is_main_process:
-                config = self._config_to_save(self.peft_config[name])
-                saving.save_adapter(folder, state_dict, config, safe_serialization, self._card_tags(config))
+            config = self._config_to_save(self.peft_config[name])
+            saving.save_adapter(folder, state_dicts[name], config, safe_serialization)
+        saving.save_model_card(Path(save_directory), config, self._card_tags(config))
 
     def _config_to_save(self, config: PeftConfig) -> PeftConfig:
         """A copy of the config as files have it: for inference, and naming the base model."""
@@ -256,8 +267,9 @@ class PeftModel(nn.Module):
     ) -> PeftModel:
         """Add a saved adapter to `model`, in place; frozen and in eval mode unless `is_trainable`.
 
-        `config` replaces the saved one. ValueError for files that are missing or broken, RuntimeError for weights of
-        other shapes (unless `ignore_mismatched_sizes=True`); the model is unchanged after an error.
+        `config` replaces the saved one. ValueError for files that are missing or broken, RuntimeError for
+        weights of other shapes (unless `ignore_mismatched_sizes=True`); the model is unchanged after an
+        error.
         """
         if config is not None and not isinstance(config, PeftConfig):
             raise ValueError(f"The input config must be a PeftConfig, got {type(config)}")
@@ -291,8 +303,9 @@ class PeftModel(nn.Module):
     ) -> IncompatibleKeys:
         """Add a saved adapter, inactive; an existing name keeps its config and gets the weights.
 
-        Returns `missing_keys` (of this adapter) and `unexpected_keys`. The model is put into eval mode unless
-        `is_trainable`. Errors as `from_pretrained`, and ValueError for another PEFT type; the model is then unchanged.
+        Returns `missing_keys` (of this adapter) and `unexpected_keys`. The model is put into eval mode
+        unless `is_trainable`. Errors as `from_pretrained`, and ValueError for another PEFT type; the model
+        is then unchanged.
         """
         _refuse_offload(ephemeral_gpu_offload)
         done = None
@@ -345,9 +358,10 @@ def get_peft_model(
 ) -> PeftModel:
     """Add an adapter to `model`, in place, and return it wrapped in a `PeftModel`.
 
-    The config object is kept, not copied: the base model's name and `revision` are written into it. Float16 and
-    bfloat16 adapters become float32 if `autocast_adapter_dtype`. ValueError for an unknown PEFT type, for targets that
-    are not found and for whatever else `inject_adapter_in_model` refuses; the model is unchanged after an error.
+    The config object is kept, not copied: the base model's name and `revision` are written into it. Float16
+    and bfloat16 adapters become float32 if `autocast_adapter_dtype`. ValueError for an unknown PEFT type,
+    for targets that are not found and for whatever else `inject_adapter_in_model` refuses; the model is
+    unchanged after an error.
     """
     if mixed:
         raise UnsupportedOptionError(
@@ -356,13 +370,14 @@ def get_peft_model(
     tuner_for(peft_config)
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         warnings.warn(
-            "You are trying to modify a model with PEFT for a second time. If you want to reload the model with a "
-            "different config, make sure to call `.unload()` before.",
+            "You are trying to modify a model with PEFT for a second time. If you want to reload the "
+            "model with a different config, make sure to call `.unload()` before.",
             stacklevel=2,
         )
     if getattr(model, "peft_config", None):
         warnings.warn(
-            "Already found a `peft_config` attribute in the model. This leads to several adapters in the model.",
+            "Already found a `peft_config` attribute in the model. This leads to several adapters in the "
+            "model.",
             stacklevel=2,
         )
     old_name, new_name = peft_config.base_model_name_or_path, saving.base_model_name(model)
@@ -373,7 +388,8 @@ def get_peft_model(
         )
     if revision is not None and peft_config.revision not in (None, revision):
         warnings.warn(
-            f"peft config has already set base model revision to {peft_config.revision}, overwriting with {revision}.",
+            f"peft config has already set base model revision to {peft_config.revision}, overwriting with "
+            f"{revision}.",
             stacklevel=2,
         )
     peft_model = PeftModel(model, peft_config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
@@ -391,8 +407,8 @@ def cast_mixed_precision_params(model: nn.Module, dtype: torch.dtype) -> None:
 def _warn_about_name(adapter_name: str, tuner_cls: type[BaseTuner]) -> None:
     if isinstance(adapter_name, str) and adapter_name and adapter_name in tuner_cls.prefix:
         warnings.warn(
-            f"Adapter name '{adapter_name}' should not be contained in the prefix '{tuner_cls.prefix}'. PEFT may "
-            f"reinitialise such an adapter when it loads it.",
+            f"Adapter name '{adapter_name}' should not be contained in the prefix '{tuner_cls.prefix}'. "
+            "PEFT may reinitialise such an adapter when it loads it.",
             stacklevel=4,
         )
 

@@ -1,7 +1,7 @@
 """What can be adapted: the layers that compute `op(x, weight) + bias`, seen in one canonical layout.
 
-Every operator shows its weight as (out, in, *kernel), whatever the layer stores, and can be called with another
-weight. Methods are written against that view only, so none of them asks which layer it is on.
+Every operator shows its weight as (out, in, *kernel), whatever the layer stores, and can be called with
+another weight. Methods are written against that view only, so none of them asks which layer it is on.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _convolution_factors(base: Any, n_in: int, r: int, n_out: int, bias: bool) -
     conv = next(kind for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(base, kind))
     as_base = {name: getattr(base, name) for name in ("stride", "padding", "dilation", "padding_mode")}
     down = conv(n_in, r, base.kernel_size, bias=False, **as_base)
-    # PEFT's shapes: the groups sit in the second factor, where group j of the output reads slice j of the rank
+    # PEFT's shapes: the groups sit in the second factor: group j of the output reads slice j of the rank
     return down, conv(r, n_out, 1, groups=base.groups, bias=bias)
 
 

@@ -1,4 +1,4 @@
-"""The table of methods: PeftType -> config class, tuner class, prefix. Each file in `methods/` adds its row."""
+"""The table of methods: PeftType -> config class, tuner class, prefix. Files in `methods/` add their rows."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ PEFT_TYPE_TO_PREFIX_MAPPING: dict[PeftType, str] = {}
 def register_peft_method(
     peft_type: PeftType, config_cls: type[PeftConfig], model_cls: type[BaseTuner] | None = None
 ) -> None:
-    """Add a method's row; `model_cls` is None for a method that the reference only knows in order to refuse it."""
+    """Add a method's row; `model_cls` is None for a method that the reference only knows in order to refuse
+    it.
+    """
     PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_cls
     if model_cls is not None:
         PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = model_cls
@@ -87,7 +89,7 @@ def register_peft_method(
 
 
 def tuner_for(config: Any) -> type[BaseTuner]:
-    """The tuner class that `config` asks for; ValueError if it is no config or no method that adapts layers."""
+    """The tuner class that `config` asks for; ValueError if it is none, or of no method that adapts layers."""
     peft_type = getattr(config, "peft_type", None)
     if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
         known = ", ".join(sorted(t.value for t in PEFT_TYPE_TO_TUNER_MAPPING))
@@ -95,7 +97,7 @@ def tuner_for(config: Any) -> type[BaseTuner]:
         raise ValueError(f"Unknown PEFT type passed: {given}. The reference adapts models with: {known}.")
     if peft_type not in PEFT_TYPE_TO_TUNER_MAPPING:
         raise ValueError(
-            f"{peft_type.value} does not work by adapting layers in place: prompt learning and adaption prompt "
-            f"are not supported here."
+            f"{peft_type.value} does not work by adapting layers in place: prompt learning and adaption "
+            "prompt are not supported here."
         )
     return PEFT_TYPE_TO_TUNER_MAPPING[peft_type]

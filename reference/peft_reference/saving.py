@@ -1,9 +1,12 @@
-"""Adapters on disk: `adapter_config.json`, `adapter_model.safetensors` and a model card in a folder, and back."""
+"""Adapters on disk: `adapter_config.json`, `adapter_model.safetensors` and a model card in a folder, and
+back.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .config import PEFT_VERSION, PeftConfig
+from .config import CONFIG_NAME, PEFT_VERSION, PeftConfig
 
 SAFETENSORS_WEIGHTS_NAME = "adapter_model.safetensors"
 WEIGHTS_NAME = "adapter_model.bin"
@@ -34,8 +37,8 @@ _PIPELINE_TAGS = {
 def write_files(folder: Path, files: Mapping[str, str | Callable[[Path], Any]]) -> None:
     """Write several files (text, or a function that writes to a path) so that each is complete or not there.
 
-    Everything is first written beside its place; then the names are moved. A process that dies leaves every file
-    either as it was or new.
+    Everything is first written beside its place; then the names are moved. A process that dies leaves every
+    file either as it was or new.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = {name: folder / f".{name}.{os.getpid()}.part" for name in files}
@@ -55,7 +58,9 @@ def write_files(folder: Path, files: Mapping[str, str | Callable[[Path], Any]]) 
 
 
 def adapter_folder(save_directory: PathLike, adapter_name: str) -> Path:
-    """Where an adapter is saved: the folder itself for 'default', else a sub-folder; ValueError if that is outside."""
+    """Where an adapter is saved: the folder itself for 'default', else a sub-folder; ValueError if that is
+    outside.
+    """
     root = Path(os.path.abspath(save_directory))
     if adapter_name == "default":
         return root
@@ -68,22 +73,25 @@ def adapter_folder(save_directory: PathLike, adapter_name: str) -> Path:
 
 
 def save_adapter(
-    folder: Path, state_dict: dict[str, Tensor], config: PeftConfig, safe_serialization: bool, tags: list[str]
+    folder: Path, state_dict: dict[str, Tensor], config: PeftConfig, safe_serialization: bool
 ) -> None:
-    """Write one adapter's files; ValueError for weights that are still on the meta device."""
+    """Write one adapter's weights and config; ValueError for weights that are still on the meta device."""
     for key, tensor in state_dict.items():
         if tensor.device.type == "meta":
             raise ValueError(f"'{key}' is on the meta device and has no values to save.")
     tensors = _independent(state_dict)
-    files: dict[str, str | Callable[[Path], Any]] = {}
+    files: dict[str, str | Callable[[Path], Any]] = {CONFIG_NAME: config.to_json()}
     if safe_serialization:
         files[SAFETENSORS_WEIGHTS_NAME] = lambda path: save_file(tensors, path, metadata={"format": "pt"})
     else:
         files[WEIGHTS_NAME] = lambda path: torch.save(tensors, path)
-    files["adapter_config.json"] = config.to_json()
-    if not (folder / "README.md").exists():  # a card that someone wrote is left alone
-        files["README.md"] = model_card(config, tags)
     write_files(folder, files)
+
+
+def save_model_card(folder: Path, config: PeftConfig, tags: list[str]) -> None:
+    """Write README.md, unless there is one: someone may have worked on it."""
+    if not (folder / "README.md").exists():
+        write_files(folder, {"README.md": model_card(config, tags)})
 
 
 def _independent(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -125,7 +133,9 @@ def model_card(config: PeftConfig, tags: list[str]) -> str:
 
 
 def find_file(model_id: PathLike, filename: str, subfolder: str | None = None, **kwargs: Any) -> Path | None:
-    """A file of an adapter: in the folder `model_id`, else in the Hub repository of that name; None if not there."""
+    """A file of an adapter: in the folder `model_id`, else in the Hub repository of that name; None if not
+    there.
+    """
     if os.path.isdir(model_id):
         path = Path(model_id, subfolder or "", filename)
         return path if path.is_file() else None
@@ -154,8 +164,8 @@ def load_peft_weights(
     """The tensors of a saved adapter, under checkpoint keys, on `device` (default: CPU).
 
     `adapter_model.safetensors` wins over `adapter_model.bin`, which is read without running code from it.
-    `key_mapping`: regex -> replacement, applied to the keys below `base_model.model.`. Raises ValueError if there is
-    no weight file or it cannot be read.
+    `key_mapping`: regex -> replacement, applied to the keys below `base_model.model.`. Raises ValueError if
+    there is no weight file or it cannot be read.
     """
     path = find_file(model_id, SAFETENSORS_WEIGHTS_NAME, **kwargs) or find_file(
         model_id, WEIGHTS_NAME, **kwargs
@@ -167,15 +177,9 @@ def load_peft_weights(
             tensors = load_file(path, device=str(device or "cpu"))
         else:
             tensors = torch.load(path, map_location=device or "cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError, *_unpickling_errors()) as error:
+    except (SafetensorError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is no complete file of adapter weights: {error}") from error
     return {_renamed(key, key_mapping or {}): tensor for key, tensor in tensors.items()}
-
-
-def _unpickling_errors() -> tuple[type[Exception], ...]:
-    import pickle
-
-    return (pickle.UnpicklingError,)
 
 
 def _renamed(key: str, mapping: dict[str, str]) -> str:

@@ -1,13 +1,12 @@
 """State dicts: one rule between live keys and checkpoint keys, used in both directions.
 
-A holder (adapted layer or wrapper) at `P` lists its tensors as `P.<slot>.<adapter>.<rest>`, live, and `P.<slot>.<rest>`
-in a checkpoint. The rule comes from where tensors are, never from how names look, so a module called like the adapter
-or like the method's prefix is nothing special.
+A holder (adapted layer or wrapper) at `P` lists its tensors as `P.<slot>.<adapter>.<rest>`, live, and
+`P.<slot>.<rest>` in a checkpoint. The rule comes from where tensors are, never from how names look, so a
+module called like the adapter or like the method's prefix is nothing special.
 """
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
@@ -15,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys as IncompatibleKeys
 
-from .adapters import Holder, walk
+from .adapters import MODEL_PREFIX, Holder, walk, without_compile
 from .errors import PeftWarning
 from .layer import BaseTunerLayer
 from .matching import is_transformers_model
@@ -23,11 +22,12 @@ from .registry import tuner_for
 from .wrappers import ModulesToSaveWrapper
 
 EMBEDDING_LAYER_NAMES = ["embed_tokens", "lm_head"]
-MODEL_PREFIX = "base_model.model."  # what a PeftModel puts before the names of the model inside
 
 
 class Entry(NamedTuple):
-    """One tensor of an adapter: its key in the live model and in a checkpoint, the tensor, and what holds it."""
+    """One tensor of an adapter: its key in the live model and in a checkpoint, the tensor, and what holds
+    it.
+    """
 
     live: str
     saved: str
@@ -36,7 +36,9 @@ class Entry(NamedTuple):
 
 
 def adapter_entries(model: nn.Module, config: Any, adapter_name: str) -> Iterator[Entry]:
-    """Everything that belongs to one adapter, in the model's order: its slots, its copies, the biases it trains."""
+    """Everything that belongs to one adapter, in the model's order: its slots, its copies, the biases it
+    trains.
+    """
     bias = getattr(config, "bias", "none")
     copied: tuple[str, ...] = ()
     for name, module in walk(model, unique=False):
@@ -66,10 +68,10 @@ def get_peft_model_state_dict(
 ) -> dict[str, Tensor]:
     """One adapter's tensors (the live ones, no copies) under checkpoint keys, which do not name the adapter.
 
-    With `state_dict` (live keys), tensors are taken from there. `save_embedding_layers`: add the weights of the input
-    and output embeddings of a transformers model; "auto" does so if an embedding is adapted or the vocabulary has
-    another size than the base model's config says. Raises KeyError for an unknown adapter, AttributeError for a model
-    without adapters, ValueError for a config of unknown type.
+    With `state_dict` (live keys), tensors are taken from there. `save_embedding_layers`: add the weights of
+    the input and output embeddings of a transformers model; "auto" does so if an embedding is adapted or the
+    vocabulary has another size than the base model's config says. Raises KeyError for an unknown adapter,
+    AttributeError for a model without adapters, ValueError for a config of unknown type.
     """
     if unwrap_compiled:
         model = getattr(model, "_orig_mod", model)
@@ -99,12 +101,14 @@ def set_peft_model_state_dict(
     """Put an adapter's checkpoint into a model that has the adapter, under whatever name it has there.
 
     Returns a named tuple: `missing_keys`, the live keys that were not set (base weights among them), and
-    `unexpected_keys`, the given keys that belong nowhere. `low_cpu_mem_usage` replaces parameters (on meta or not)
-    by copies of the given tensors on the base layer's device and in its dtype; otherwise values are copied into them.
+    `unexpected_keys`, the given keys that belong nowhere. `low_cpu_mem_usage` replaces parameters (on meta
+    or not) by copies of the given tensors on the base layer's device and in its dtype; otherwise values are
+    copied into them.
 
     Everything is checked before anything changes. Raises RuntimeError for tensors of another shape (with
-    `ignore_mismatched_sizes` they are left out, with a warning), KeyError for an unknown adapter or an incomplete
-    `modules_to_save`, TypeError for a value that is no tensor, AttributeError for a model without adapters.
+    `ignore_mismatched_sizes` they are left out, with a warning), KeyError for an unknown adapter or an
+    incomplete `modules_to_save`, TypeError for a value that is no tensor, AttributeError for a model without
+    adapters.
     """
     config = model.peft_config[adapter_name]
     tuner_for(config)
@@ -165,8 +169,8 @@ def set_base_model_state_dict(
 ) -> IncompatibleKeys:
     """Load base weights given under their original keys; returns missing and unexpected keys, original too.
 
-    RuntimeError, before anything changes, for tensors of another shape and, if `strict`, for missing or unexpected
-    keys.
+    RuntimeError, before anything changes, for tensors of another shape and, if `strict`, for missing or
+    unexpected keys.
     """
     base = _base_tensors(model)
     missing = [key for key in base if key not in state_dict]
@@ -189,7 +193,9 @@ def set_base_model_state_dict(
 
 
 def original_key(key: str, held: set[str]) -> str | None:
-    """The key a base tensor had before adapters came (`held`: where the holders are); None for an adapter's tensor."""
+    """The key a base tensor had before adapters came (`held`: where the holders are); None for an adapter's
+    tensor.
+    """
     path, original = "", []
     for part in key.split("."):
         if path not in held:
@@ -198,11 +204,6 @@ def original_key(key: str, held: set[str]) -> str | None:
             return None
         path = f"{path}.{part}" if path else part
     return ".".join(original)
-
-
-def without_compile(key: str) -> str:
-    """A key or module name without the `_orig_mod` that torch.compile puts into it."""
-    return re.sub(r"(^|\.)_orig_mod(?=\.|$)", "", key).removeprefix(".")
 
 
 def _base_tensors(model: nn.Module) -> dict[str, tuple[str, Tensor]]:
@@ -219,7 +220,9 @@ def _base_tensors(model: nn.Module) -> dict[str, tuple[str, Tensor]]:
 
 
 def _like(value: Tensor, current: Tensor, holder: Holder | None) -> Tensor:
-    """A copy of `value` where its place wants it: as the base weight for an adapter's tensor, else as what is there."""
+    """A copy of `value` where its place wants it: as the base weight for an adapter's tensor, else as what
+    is there.
+    """
     model = holder.weight if isinstance(holder, BaseTunerLayer) else current
     dtype = model.dtype if model.is_floating_point() and value.is_floating_point() else value.dtype
     device = value.device if model.device.type == "meta" else model.device
@@ -227,7 +230,9 @@ def _like(value: Tensor, current: Tensor, holder: Holder | None) -> Tensor:
 
 
 def _warn_if_sharded(tensors: dict[str, Tensor], layer_cls: type[BaseTunerLayer]) -> None:
-    """A weight that is empty or flat is one process's part of a sharded model, which should have been gathered."""
+    """A weight that is empty or flat is one process's part of a sharded model, which should have been
+    gathered.
+    """
     for key, tensor in tensors.items():
         slot = key.removesuffix(".weight").rpartition(".")[2]
         if (
@@ -236,8 +241,8 @@ def _warn_if_sharded(tensors: dict[str, Tensor], layer_cls: type[BaseTunerLayer]
             and (tensor.dim() < 2 or tensor.numel() == 0)
         ):
             warnings.warn(
-                f"'{key}' has shape {tuple(tensor.shape)}, which no saved adapter has. If the model is sharded, gather "
-                f"its weights first and pass them as `state_dict`.",
+                f"'{key}' has shape {tuple(tensor.shape)}, which no saved adapter has. If the model is "
+                "sharded, gather its weights first and pass them as `state_dict`.",
                 PeftWarning,
                 stacklevel=3,
             )
@@ -265,7 +270,8 @@ def _embeddings_changed(model: Any, config: Any) -> bool:
         )
     elif original != size:
         warnings.warn(
-            f"Setting `save_embedding_layers` to `True` as the vocabulary was resized from {original} to {size}.",
+            f"Setting `save_embedding_layers` to `True` as the vocabulary was resized from {original} to "
+            f"{size}.",
             stacklevel=3,
         )
         return True

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .layer import BaseTunerLayer
+
 
 class ModulesToSaveWrapper(nn.Module):
     """A module and one trained copy of it per adapter; it computes what the active adapter's copy does.
@@ -27,7 +29,7 @@ class ModulesToSaveWrapper(nn.Module):
     def check(module: nn.Module, name: str) -> None:
         """TypeError for a module that cannot be replaced by a wrapper."""
         containers = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-        if isinstance(module, containers) or hasattr(module, "base_layer"):
+        if isinstance(module, (*containers, BaseTunerLayer)):
             raise TypeError(f"modules_to_save cannot be applied to '{name}' of type {type(module)}.")
 
     def create(self) -> nn.Module:
@@ -56,7 +58,9 @@ class ModulesToSaveWrapper(nn.Module):
             yield from self.modules_to_save[adapter].parameters()
 
     def state_entries(self, adapter: str) -> Iterator[tuple[str, str, Tensor]]:
-        """(key in the live wrapper, key in a checkpoint, tensor): a checkpoint knows the module by its plain name."""
+        """(key in the live wrapper, key in a checkpoint, tensor): a checkpoint knows the module by its plain
+        name.
+        """
         if adapter in self.modules_to_save:
             for key, tensor in self.modules_to_save[adapter].state_dict().items():
                 yield f"modules_to_save.{adapter}.{key}", key, tensor

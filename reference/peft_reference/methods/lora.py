@@ -1,7 +1,7 @@
 """LoRA: W' = W + s·B·A with A (r, in, *kernel) and B (out, r), s = alpha / r.
 
-Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685; with s = alpha / √r,
-Kalajdzievski, "A Rank Stabilization Scaling Factor", https://arxiv.org/abs/2312.03732.
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685; with s =
+alpha / √r, Kalajdzievski, "A Rank Stabilization Scaling Factor", https://arxiv.org/abs/2312.03732.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import PeftConfig
 from ..errors import PeftWarning, UnsupportedOptionError
 from ..injection import BaseTuner
 from ..layer import BaseTunerLayer
-from ..matching import DEFAULT_TARGETS, pattern_value
+from ..matching import pattern_value
 from ..operators import OPERATORS, Embedding, Operator
 from ..registry import PeftType, register_peft_method
+from . import defaults
 
 
 @dataclass
@@ -31,7 +33,9 @@ class LoraRuntimeConfig:
 
 @dataclass
 class LoraConfig(PeftConfig):
-    """LoRA's options, all of PEFT's and in PEFT's order; those marked (later) are refused unless at their default."""
+    """LoRA's options, all of PEFT's and in PEFT's order; those marked (later) are refused unless at their
+    default.
+    """
 
     r: int = field(default=8, metadata={"help": "Rank."})
     target_modules: list[str] | set[str] | str | None = field(
@@ -113,8 +117,9 @@ class LoraConfig(PeftConfig):
             raise TypeError("`target_parameters` must be a list of strings or None.")
         if self.lora_bias and (self.use_dora or self.init_lora_weights not in (True, False)):
             raise ValueError(
-                f"The argument lora_bias=True is only supported with use_dora=False and init_lora_weights=True or "
-                f"False, got use_dora={self.use_dora} and init_lora_weights={self.init_lora_weights}."
+                "The argument lora_bias=True is only supported with use_dora=False and "
+                f"init_lora_weights=True or False, got use_dora={self.use_dora} and "
+                f"init_lora_weights={self.init_lora_weights}."
             )
 
     def validate(self) -> None:
@@ -122,7 +127,8 @@ class LoraConfig(PeftConfig):
         for option in fields(self):
             if option.metadata.get("help") == "(later)" and getattr(self, option.name):
                 raise UnsupportedOptionError(
-                    f"LoRA's option {option.name}={getattr(self, option.name)!r} is not implemented in the reference."
+                    f"LoRA's option {option.name}={getattr(self, option.name)!r} is not implemented in the "
+                    "reference."
                 )
         if self.runtime_config.ephemeral_gpu_offload:
             raise UnsupportedOptionError("LoRA's ephemeral_gpu_offload is not implemented in the reference.")
@@ -143,7 +149,9 @@ class LoraConfig(PeftConfig):
 
 
 class LoraLayer(BaseTunerLayer):
-    """A layer with LoRA adapters. On an embedding A and B are bare parameters, elsewhere the weights of two layers."""
+    """A layer with LoRA adapters. On an embedding A and B are bare parameters, elsewhere the weights of two
+    layers.
+    """
 
     prefix = "lora_"
     operators = OPERATORS
@@ -156,8 +164,15 @@ class LoraLayer(BaseTunerLayer):
         "lora_B": nn.ModuleDict,
         "lora_embedding_A": nn.ParameterDict,
         "lora_embedding_B": nn.ParameterDict,
-        "lora_magnitude_vector": nn.ModuleDict,  # DoRA's; always there, so that modules print and pickle as in PEFT
+        "lora_magnitude_vector": nn.ModuleDict,  # DoRA's; always there, as in PEFT
     }
+    r: dict[str, int]
+    scaling: dict[str, float]
+    lora_dropout: nn.ModuleDict
+    lora_A: Any
+    lora_B: Any
+    lora_embedding_A: nn.ParameterDict
+    lora_embedding_B: nn.ParameterDict
     adapter_layer_names = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
     matrix_slots = ("lora_A", "lora_B")
 
@@ -198,6 +213,8 @@ class LoraLayer(BaseTunerLayer):
             )
             B = torch.randn(self.out_features, r)
             return contents | {"lora_embedding_A": nn.Parameter(A), "lora_embedding_B": nn.Parameter(B)}
+        a: Any
+        b: Any
         a, b = self.op.factors(
             self.get_base_layer(), self.in_features, r, self.out_features, config.lora_bias
         )
@@ -219,15 +236,25 @@ class LoraLayer(BaseTunerLayer):
         product = B.flatten(1) @ A.flatten(1)  # (out, r) @ (r, in·kernel)
         return self.scaling[adapter] * product.view(-1, *A.shape[1:])
 
-    def branch(self, adapter: str, x: Tensor) -> Tensor:
-        """s·B(A(dropout(x))), which never builds the product B·A."""
+    def adapt(self, adapter: str, x: Tensor, y: Tensor) -> Tensor:
+        """y + s·B(A(dropout(x))), which never builds the product B·A."""
+        scaling = self.scaling[adapter]
         if self.op is Embedding:
             A, B = self.lora_embedding_A[adapter], self.lora_embedding_B[adapter]
-            return (
-                self.op.call(self.get_base_layer(), x, A) @ B.t() * self.scaling[adapter]
-            )  # (..., r) -> (..., out)
-        a, b = self.lora_A[adapter], self.lora_B[adapter]
-        return b(a(self.lora_dropout[adapter](x.to(a.weight.dtype)))) * self.scaling[adapter]
+            return y + self.op.call(self.base_layer, x, A) @ B.t() * scaling  # (..., r) @ (r, out)
+        # `_modules` and `_parameters`: attribute lookup in nn.Module would cost as much as a small product
+        slots: Any = self._modules
+        a: Any = slots["lora_A"]._modules[adapter]
+        b: Any = slots["lora_B"]._modules[adapter]
+        A = a._parameters["weight"]
+        x = x if x.dtype is A.dtype else x.to(A.dtype)
+        if self.training:
+            x = self.lora_dropout[adapter](x)
+        if type(a) is nn.Linear and type(b) is nn.Linear:
+            return y.add(
+                F.linear(F.linear(x, A), b._parameters["weight"], b._parameters["bias"]), alpha=scaling
+            )
+        return y.add(b(a(x)), alpha=scaling)
 
     def fold(self, adapter: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`lora_bias` is the one option that changes the bias: b' = b + s·b_B."""
@@ -254,7 +281,7 @@ class LoraModel(BaseTuner):
 
     prefix = "lora_"
     tuner_layer_cls = LoraLayer
-    target_module_mapping = DEFAULT_TARGETS
+    target_module_mapping = defaults.ATTENTION
 
 
 register_peft_method(PeftType.LORA, LoraConfig, LoraModel)
