@@ -52,6 +52,7 @@ LAYER_CLASSES = {
     "LoraLayer": "tuners.lora.LoraLayer",
     "IA3Layer": "tuners.ia3.IA3Layer",
     "LoHaLayer": "tuners.loha.LoHaLayer",
+    "ModulesToSaveWrapper": "utils.ModulesToSaveWrapper",
 }
 SPECIAL_CONFIGS = ("none", "unknown", "not-a-config")
 NOISE = 0.3  # standard deviation of `perturb`: large beside initial values, small beside overflow
@@ -416,19 +417,22 @@ class _Run:
                 parameter.add_(noise.to(device=parameter.device, dtype=parameter.dtype))
 
     def _set_tensor(self, body: dict[str, Any]) -> None:
-        value, name, shape = self.entity(body["of"]).value, body["name"], body.get("shape")
-        tensors = (
-            value
-            if isinstance(value, dict)
-            else {**dict(value.named_parameters()), **dict(value.named_buffers())}
-        )
+        value, name = self.entity(body["of"]).value, body["name"]
+        named = (value.named_parameters, value.named_buffers) if isinstance(value, nn.Module) else ()
+        tensors = value if isinstance(value, dict) else {key: t for part in named for key, t in part()}
         if name not in tensors:
             raise Missing(f"no tensor {name!r} in {body['of']}; it has: {', '.join(tensors) or 'none'}")
         old = tensors[name]
-        new = _filled(old if shape is None else old.new_empty(shape), body["fill"])
+        shape, dtype = (
+            body.get("shape", old.shape),
+            models.DTYPES[body["dtype"]] if "dtype" in body else old.dtype,
+        )
+        new = _filled(torch.empty(shape, dtype=dtype, device=old.device), body["fill"])
         if isinstance(value, dict):
             value[name] = new
-        elif shape is None:
+        elif new is None:
+            raise ValueError("a model's tensor cannot be none")
+        elif new.shape == old.shape and new.dtype == old.dtype:
             with torch.no_grad():
                 old.copy_(new)
         else:
@@ -563,12 +567,14 @@ def _short(filename: str) -> str:
 
 
 def _filled(tensor: torch.Tensor, fill: float | str) -> torch.Tensor | None:
-    """A new tensor like `tensor`, with one value, with seeded normal numbers, or `None` for "none"."""
+    """A new tensor like `tensor` with one value everywhere or seeded normal numbers; `None` for "none"."""
     if fill == "none":
         return None
     if fill == "normal":
         return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor)
-    return torch.full_like(tensor.detach(), float(fill))
+    return torch.full(tensor.shape, float(fill)).to(
+        tensor
+    )  # by way of float32: not every dtype can be filled
 
 
 def _key(container: Any, key: str) -> Any:
