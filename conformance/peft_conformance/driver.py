@@ -423,11 +423,8 @@ class _Run:
         if name not in tensors:
             raise Missing(f"no tensor {name!r} in {body['of']}; it has: {', '.join(tensors) or 'none'}")
         old = tensors[name]
-        shape, dtype = (
-            body.get("shape", old.shape),
-            models.DTYPES[body["dtype"]] if "dtype" in body else old.dtype,
-        )
-        new = _filled(torch.empty(shape, dtype=dtype, device=old.device), body["fill"])
+        dtype = models.DTYPES[body["dtype"]] if "dtype" in body else old.dtype
+        new = _filled(torch.empty(body.get("shape", old.shape), dtype=dtype, device=old.device), body["fill"])
         if isinstance(value, dict):
             value[name] = new
         elif new is None:
@@ -572,9 +569,8 @@ def _filled(tensor: torch.Tensor, fill: float | str) -> torch.Tensor | None:
         return None
     if fill == "normal":
         return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor)
-    return torch.full(tensor.shape, float(fill)).to(
-        tensor
-    )  # by way of float32: not every dtype can be filled
+    # By way of float64, for not every dtype can be filled.
+    return torch.full(tensor.shape, float(fill), dtype=torch.float64).to(tensor)
 
 
 def _key(container: Any, key: str) -> Any:
