@@ -1,5 +1,6 @@
 """Known failures of an implementation: what they turn a verdict into, and which of them no check answers to.
- An entry expects one outcome, for a reason that was looked into; anything else at the same place is news.
+
+An entry expects one outcome, for a reason that was looked into; anything else at the same place is news.
 Entries are those of `implementations/<name>.yaml`, as they stand there.
 """
 
@@ -22,9 +23,10 @@ OUTCOMES = {"fail": "fail", "warn": "fail", "error": "error"}  # verdict -> the 
 
 def apply(verdict: Verdict, entries: Sequence[Entry], version: str) -> Verdict:
     """The verdict in the light of the known failures of `version`.
+
     `expected-failure` when an entry says just this; `changed` when entries speak of this check and none says
-       this; `stale` when the check holds though an entry says that it fails. Without an entry, and where nothing
-       was judged (blocked, unsupported, not-run, ...), the verdict is returned as it is.
+    this; `stale` when the check holds though an entry says that it fails. Without an entry, and where nothing
+    was judged (blocked, unsupported, not-run, ...), the verdict is returned as it is.
     """
     if verdict.verdict not in JUDGED:
         return verdict

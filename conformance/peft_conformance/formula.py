@@ -1,5 +1,6 @@
 """The oracle: a method's formula, evaluated in float64 over the tensors that were observed.
- `evaluate` knows a small closed grammar over Python's `ast`: names, numbers, `+ - * / @ **`, unary minus,
+
+`evaluate` knows a small closed grammar over Python's `ast`: names, numbers, `+ - * / @ **`, unary minus,
 indexing and slicing (`v[:, None]`, `B[:out]`), and the functions of `FUNCTIONS`. `effective` and
 `apply_layer` put a card's formulas to the one layer of a model; matrices are canonical, (out, in) or (dim,
 num), kernels flattened into `in`.
@@ -109,10 +110,10 @@ def _symbol(node: ast.Name) -> str:
 
 
 def evaluate(formula: str, symbols: Mapping[str, Tensor | float]) -> Value:
-    """The value of a formula. Tensors are taken to float64; whole numbers stay whole, for they can bound a
-       slice.
-    Raises `FormulaError`, naming formula and symbol, for what is not in the grammar or not among `symbols`, and
-       `Misfit` for shapes that an operator refuses.
+    """The value of a formula. Tensors are taken to float64; whole numbers stay whole: they can bound a slice.
+
+    Raises `FormulaError`, naming formula and symbol, for what is not in the grammar or not among `symbols`,
+    and `Misfit` for shapes that an operator refuses.
     """
     tree, wanted = parse(formula)
     for symbol in sorted(wanted - symbols.keys()):
@@ -227,10 +228,11 @@ def effective(
     overrides: Mapping[str, float],
 ) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of the layer with `adapters` active, in the layer's own storage order, in float64.
+
     How several combine is the cards' `active_together`: `sum` adds each one's change of the base, `compose`
-       changes the result of the one before, `one` allows a single adapter. `overrides` replaces config fields
-       and card symbols. Raises `FormulaError` for what the cards cannot say, `Misfit` for tensors that do not
-       fit.
+    changes the result of the one before, `one` allows a single adapter. `overrides` replaces config fields
+    and card symbols. Raises `FormulaError` for what the cards cannot say, `Misfit` for tensors that do not
+    fit.
     """
     if layer not in LAYERS:
         raise FormulaError(f"no oracle for layers of type {layer}; there are {', '.join(LAYERS)}")

@@ -1,5 +1,6 @@
 """The frame: whatever a clause's `modifies` does not name is as it was before `when`.
- Records from before and after become `Change`s, and `modifies` becomes allowances on object tokens: of two
+
+Records from before and after become `Change`s, and `modifies` becomes allowances on object tokens: of two
 entities that share a tensor or a module (a model and the PeftModel around it), one has to be named. Adding,
 changing or removing an adapter (`role: adapter`) covers what carries it: its slots, the layer that wraps a
 base layer, its entry in `peft_config`. It covers neither what is active, merged or scaled on layers that were
@@ -31,7 +32,7 @@ OTHER_ASPECTS = ("keys", "fields")
 
 @dataclass(frozen=True)
 class Change:
-    """One difference: who may allow it (`keys`: object and storage tokens), as which aspects, and its words."""
+    """One difference: who may allow it (`keys`: object and storage tokens), as which aspects; its words."""
 
     keys: tuple[Any, ...]
     aspects: tuple[str, ...]
@@ -216,9 +217,10 @@ def _names(active: Any) -> list[str]:
 
 def _structure(name: str, modules: Mapping[str, Any], what: str) -> tuple[str, ...]:
     """Which allowances cover that the module called `name` comes, goes, moves or is replaced.
+
     A part of an adapter comes and goes with it. An adapted layer and its slots come and go with any of its
-       adapters, and what the layer wraps moves with it; but replacing them by others of the same name takes
-       leave to change all.
+    adapters, and what the layer wraps moves with it; but replacing them by others of the same name takes
+    leave to change all.
     """
     parts = name.split(".")
     for i in range(len(parts), 0, -1):

@@ -1,5 +1,6 @@
 """What each tensor of a record is for, read from the method cards rather than from name prefixes.
- A tensor `<path>.<slot>.<adapter>[.<rest>]` is an adapter's when `<slot>[.<rest>]` is a tensor of a card; a
+
+A tensor `<path>.<slot>.<adapter>[.<rest>]` is an adapter's when `<slot>[.<rest>]` is a tensor of a card; a
 copy below `modules_to_save.<adapter>` is `aux`; everything else is `base`, whatever it is called.
 """
 
@@ -83,8 +84,9 @@ def _slots(cards: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
 
 def tags(record: Record, cards: Cards) -> list[Tagged]:
     """Every tensor of a record with what it is for.
-    An adapter that the model's `peft_config` knows is read with its own method's card; any other (a leftover of
-       a deleted adapter, a state dict) with all the cards.
+
+    An adapter that the model's `peft_config` knows is read with its own method's card; any other (a leftover
+    of a deleted adapter, a state dict) with all the cards.
     """
     is_model = record["kind"] == "model"
     modules = {m["name"]: m for m in record["modules"]} if is_model else None
