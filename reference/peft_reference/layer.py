@@ -36,11 +36,14 @@ class BaseTunerLayer(nn.Module):
     def __init__(self, base_layer: nn.Module, op: type[Operator]) -> None:
         super().__init__()
         self.base_layer = base_layer
-        for slot, container in self.slots.items():
-            setattr(self, slot, container())
+        self.training = base_layer.training
+        for slot, kind in self.slots.items():
+            container = kind()
+            setattr(
+                self, slot, container.train(self.training) if isinstance(container, nn.Module) else container
+            )
         self.op = op
         self.in_features, self.out_features = op.features(base_layer)
-        self.training = base_layer.training
         self._adapters: dict[str, None] = {}  # the adapters this layer has, in order of arrival
         self._active_adapter: list[
             str

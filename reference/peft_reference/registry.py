@@ -89,7 +89,7 @@ def register_peft_method(
 
 
 def tuner_for(config: Any) -> type[BaseTuner]:
-    """The tuner class that `config` asks for; ValueError if it is none, or of no method that adapts layers."""
+    """The tuner class that `config` asks for; ValueError if no method that adapts layers."""
     peft_type = getattr(config, "peft_type", None)
     if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
         known = ", ".join(sorted(t.value for t in PEFT_TYPE_TO_TUNER_MAPPING))

@@ -20,8 +20,8 @@ class ModulesToSaveWrapper(nn.Module):
     def __init__(self, module_to_save: nn.Module) -> None:
         super().__init__()
         self.original_module = module_to_save
-        self.modules_to_save = nn.ModuleDict()
         self.training = module_to_save.training
+        self.modules_to_save = nn.ModuleDict().train(self.training)
         self._active_adapter: list[str] = []
         self._disable_adapters = False
 

@@ -250,11 +250,9 @@ class LoraLayer(BaseTunerLayer):
         x = x if x.dtype is A.dtype else x.to(A.dtype)
         if self.training:
             x = self.lora_dropout[adapter](x)
-        if type(a) is nn.Linear and type(b) is nn.Linear:
-            return y.add(
-                F.linear(F.linear(x, A), b._parameters["weight"], b._parameters["bias"]), alpha=scaling
-            )
-        return y.add(b(a(x)), alpha=scaling)
+        if A.dim() > 2:  # convolutions
+            return y.add(b(a(x)), alpha=scaling)
+        return y.add(F.linear(F.linear(x, A), b._parameters["weight"], b._parameters["bias"]), alpha=scaling)
 
     def fold(self, adapter: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`lora_bias` is the one option that changes the bias: b' = b + s·b_B."""
