@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonschema import Draft202012Validator
-from referencing import Registry, Resource
+from jsonschema import Draft202012Validator, FormatChecker
+from jsonschema.exceptions import ValidationError
+from jsonschema.validators import extend
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from peft_conformance.cases import Check, Clause, Variant
 
@@ -104,21 +106,10 @@ def line_at(root: Any, path: Iterable[str | int]) -> int:
     return line
 
 
-class _Loader(yaml.SafeLoader):
-    """Composes nodes only; scalars are resolved as in the core schema of YAML 1.2."""
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Composes nodes, with scalars resolved as in the core schema of YAML 1.2."""
 
-    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - a class attribute of PyYAML's own design
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(
-                None, None, f"nested more than {MAX_DEPTH} deep", self.peek_event().start_mark
-            )
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - PyYAML's own design
 
 
 _CORE = "tag:yaml.org,2002:"
@@ -222,8 +213,13 @@ def read_yaml(file: Path) -> Map:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise fail(line, f"not UTF-8: byte 0x{data[error.start]:02x}") from None
+    depth = 0
     try:
-        node = _Loader(text).get_single_node()
+        for event in yaml.parse(text, Loader=_Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH and event.start_mark:
+                raise fail(event.start_mark.line + 1, f"nested more than {MAX_DEPTH} deep")
+        node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise fail(mark.line + 1 if mark else 1, f"not YAML: {error.problem or error.context}") from None
@@ -252,14 +248,71 @@ def find_specs_dir() -> Path:
     raise FileNotFoundError(f"no specs beside or inside the package at {Path(__file__).parent}")
 
 
+def _told_by_keys(condition: Any, instance: Any) -> bool | None:
+    """Whether an instance has the keys, or their constants, that a condition asks for; None if unclear."""
+    if isinstance(instance, dict) and set(condition) == {"required"}:
+        return all(key in instance for key in condition["required"])
+    if isinstance(instance, dict) and set(condition) == {"properties"}:
+        wanted = condition["properties"]
+        if all(set(schema) == {"const"} for schema in wanted.values()):
+            return all(
+                instance.get(key) == schema["const"] for key, schema in wanted.items() if key in instance
+            )
+    return None
+
+
+def _all_of(validator: Any, parts: Any, instance: Any, schema: Any) -> Iterator[Any]:
+    """`allOf` that passes over conditions that plainly fail: a step is one of dozens of steps and calls."""
+    for index, part in enumerate(parts):
+        if "if" not in part or "else" in part or _told_by_keys(part["if"], instance) is not False:
+            yield from validator.descend(instance, part, schema_path=index)
+
+
+def _one_of(validator: Any, branches: Any, instance: Any, schema: Any) -> Iterator[Any]:
+    """`oneOf` without trying each branch, where the branches are told apart by a key that each requires."""
+    told = [_told_by_keys(branch, instance) for branch in branches]
+    if None in told:
+        yield from Draft202012Validator.VALIDATORS["oneOf"](validator, branches, instance, schema)
+    elif sum(map(bool, told)) != 1:
+        yield ValidationError("none, or more than one, of several keys")
+
+
+_FORMATS = FormatChecker(formats=())
+_FORMATS.checks("api-range", raises=InvalidSpecifier)(lambda text: SpecifierSet(str(text)) is not None)
+_FORMATS.checks("regex", raises=re.error)(lambda text: re.compile(str(text)) is not None)
+_Validator = extend(Draft202012Validator, {"allOf": _all_of, "oneOf": _one_of})
+
+
 @cache
-def validator(ref: str) -> Draft202012Validator:
-    """The validator for a schema or a definition in one: `clauses.schema.json#/$defs/step`. No network."""
-    schemas = [json.loads(f.read_text("utf-8")) for f in (find_specs_dir() / "schema").glob("*.schema.json")]
-    registry: Registry[Any] = Registry().with_resources(
-        (s["$id"], Resource.from_contents(s)) for s in schemas
-    )
-    return Draft202012Validator({"$ref": ref}, registry=registry)
+def _schemas() -> dict[str, Any]:
+    """The schemas by file name, each `$ref` replaced by what it names, so that nothing is looked up later."""
+    schemas = {f.name: json.loads(f.read_text("utf-8")) for f in (find_specs_dir() / "schema").glob("*.json")}
+
+    def link(value: Any, home: str) -> None:
+        for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            if isinstance(item, dict) and "$ref" in item:
+                value[key] = _named(schemas, item["$ref"], home)
+            elif isinstance(item, (dict, list)):
+                link(item, home)
+
+    for name, schema in schemas.items():
+        del schema["$schema"], schema["$id"]  # they would put the plain validator in the place of ours
+        link(schema, name)
+    return schemas
+
+
+def _named(schemas: dict[str, Any], ref: str, home: str = "") -> Any:
+    file, _, path = ref.partition("#/")
+    found = schemas[file or home]
+    for part in path.split("/") if path else ():
+        found = found[part]
+    return _named(schemas, found["$ref"], file or home) if "$ref" in found else found
+
+
+@cache
+def validator(ref: str) -> Any:
+    """The validator for a schema or a definition in one: `clauses.schema.json#/$defs/step`."""
+    return _Validator(_named(_schemas(), ref), format_checker=_FORMATS)
 
 
 @dataclass(frozen=True)
@@ -349,6 +402,9 @@ def _leaf(error: Any, place: str) -> str:
         return f"unknown operation {found!r}"
     if kind == "enum":
         return f"{place}: {found!r} is not one of {_listed(value)}"
+    if kind == "format":
+        why = "a PEP 440 range" if value == "api-range" else f"a regular expression ({error.cause})"
+        return f"{place}: {found!r} is not {why}"
     if kind in ("type", "pattern"):
         return f"{place}: expected {_wanted(error)}, found {_describe(found)}"
     return {
