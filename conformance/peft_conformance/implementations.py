@@ -178,7 +178,7 @@ def find(text: str) -> Implementation:
     path = Path(text).expanduser()
     if text.endswith((".yaml", ".yml")):
         return replace(describe(path), paths=(os.getcwd(),))
-    if path.is_dir() and (os.sep in text or not _is_module(text)):
+    if text and path.is_dir() and (os.sep in text or not _is_module(text)):
         return _checkout(path.resolve(), known)
     if _is_module(text):
         return replace(_claims_of(text, known), name=text, paths=(os.getcwd(),))
@@ -338,8 +338,8 @@ def _install(package: str, version: str, folder: Path, dependencies: bool) -> No
     if available := re.search(r"\(from versions: (?!none)([^)]*)\)", said):
         newest = ", ".join(available[1].split(", ")[-8:])
         raise ImplementationError(f"there is no {package} {version}; the newest releases are {newest}")
-    if re.search(r"connection|retry|resolution|proxy|timed out", said, re.IGNORECASE):
-        reason = "pip does not reach the package index; fetched once, a release is kept in the cache folder"
+    if "(from versions: none)" in said:
+        reason = "pip finds no release of it at all; is the package index within reach?"
     else:
         reason = (said.strip().splitlines() or [f"pip ended with exit status {done.returncode}"])[-1]
     raise ImplementationError(f"{package} {version} cannot be fetched: {reason}")

@@ -39,6 +39,7 @@ def isolated() -> Iterator[tuple[Path, list[warnings.WarningMessage]]]:
     folder = Path(tempfile.mkdtemp(prefix="peft-conformance-"))
     try:
         with warnings.catch_warnings(record=True) as caught:
+            warnings.resetwarnings()
             warnings.simplefilter("always")
             torch.set_warn_always(
                 True

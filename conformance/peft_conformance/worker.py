@@ -93,8 +93,7 @@ class Worker:
         """Start the process unless it runs; returns what it says of its module. Raises `NotStarted`."""
         if self._process and self._process.poll() is None:
             return self._hello
-        package = str(Path(__file__).resolve().parents[1])
-        python_path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+        import_path = os.pathsep.join(os.path.abspath(path) for path in sys.path)
         command = [sys.executable, "-m", "peft_conformance.worker", "--module", self.module]
         command += [
             "--exchange",
@@ -107,7 +106,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=self._folder.name,
-            env=os.environ | {"PYTHONPATH": python_path},
+            env=os.environ | {"PYTHONPATH": import_path},  # what can be imported here can be imported there
             start_new_session=True,  # what the implementation has started ends with it
         )
         assert self._process.stdout

@@ -1,0 +1,102 @@
+"""What a case changes in the process is put back after it, whatever it was and however the case ends."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from peft_conformance.isolation import global_state, isolated
+
+
+def everything() -> dict[str, Any]:
+    return {
+        **global_state(Path.cwd()),
+        "cwd": os.getcwd(),
+        "environment": dict(os.environ),
+        "path": list(sys.path),
+        "filters": list(warnings.filters),
+        "device": torch.get_default_device(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "threads": torch.get_num_threads(),
+        "warn": torch.is_warn_always_enabled(),
+    }
+
+
+DISTURBANCES: dict[str, Callable[[], Any]] = {
+    "torch-rng": lambda: torch.rand(3),
+    "random": random.random,
+    "numpy": lambda: numpy.random.rand(),
+    "filters": lambda: warnings.simplefilter("ignore"),
+    "default-dtype": lambda: torch.set_default_dtype(torch.float64),
+    "default-device": lambda: torch.set_default_device("meta"),
+    "grad-mode": lambda: torch.set_grad_enabled(False),
+    "cwd": lambda: os.chdir("/"),
+    "environment": lambda: os.environ.update(PEFT_TEST_VARIABLE="1"),
+    "environment-gone": lambda: os.environ.pop("PATH"),
+    "path": lambda: sys.path.append("elsewhere"),
+    "deterministic": lambda: torch.use_deterministic_algorithms(True),
+    "threads": lambda: torch.set_num_threads(2 if torch.get_num_threads() == 1 else 1),
+}
+
+
+@pytest.mark.parametrize("name", DISTURBANCES)
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+def test_the_process_is_as_before(name: str, error: type[BaseException] | None) -> None:
+    before = everything()
+
+    def disturb() -> None:
+        with isolated():
+            DISTURBANCES[name]()
+            if error:
+                raise error
+
+    if error:
+        with pytest.raises(error):
+            disturb()
+    else:
+        disturb()
+    assert everything() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("torch-rng", "rng"), ("random", "rng"), ("numpy", "rng"), ("filters", "warnings-filters"),
+     ("default-dtype", "default-dtype"), ("grad-mode", "grad-mode"), ("cwd", "cwd")],
+)  # fmt: skip
+def test_the_global_state_tells_what_was_disturbed(name: str, key: str) -> None:
+    with isolated() as (folder, _):
+        before = global_state(folder)
+        DISTURBANCES[name]()
+        after = global_state(folder)
+    assert {k for k in before if before[k] != after[k]} == {key}
+
+
+def test_a_case_starts_in_an_empty_folder_that_is_gone_afterwards() -> None:
+    with isolated() as (folder, _):
+        assert Path.cwd().resolve() == folder.resolve()
+        assert list(folder.iterdir()) == []
+        Path("left-behind").write_text("x")
+    assert not folder.exists()
+
+
+def test_every_warning_is_recorded_however_often_it_comes() -> None:
+    with isolated() as (_, caught):
+        for _ in range(3):
+            warnings.warn("again", UserWarning, stacklevel=1)
+    assert len(caught) == 3
+
+
+def test_a_case_always_starts_from_the_same_random_state() -> None:
+    drawn = []
+    for _ in range(2):
+        with isolated():
+            drawn.append((torch.rand(1).item(), random.random(), float(numpy.random.rand())))
+    assert drawn[0] == drawn[1]
