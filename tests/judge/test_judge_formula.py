@@ -1,0 +1,294 @@
+"""The oracle's grammar and arithmetic, on closed forms worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scenes import LORA, SUITE, ask, config, layer, model, module, numbers, observation, output, tensor
+
+from peft_conformance.formula import Adapter, FormulaError, Misfit, apply_layer, effective, evaluate, parse
+
+A = torch.tensor([[1.0, 2.0]])  # (r, in) = (1, 2)
+B = torch.tensor([[1.0], [0.0], [-1.0]])  # (out, r) = (3, 1)
+W = torch.zeros(3, 2)
+SYMBOLS = {"A": A, "B": B, "W": W, "s": 0.5, "r": 2, "in": 1, "v": torch.tensor([1.0, 2.0, 3.0])}
+
+
+@pytest.mark.parametrize(
+    ("formula", "value"),
+    [
+        ("1 + 2 * 3", 7),
+        ("-(2 ** 3) / 4", -2.0),
+        ("6 / sqrt(4)", 3.0),
+        ("s * r", 1.0),
+        ("W + s * (B @ A)", [[0.5, 1.0], [0.0, 0.0], [-0.5, -1.0]]),
+        ("A[:, :in]", [[1.0]]),
+        ("v[:, None] * A", [[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]]),
+        ("v[1:]", [2.0, 3.0]),
+        ("v[-1]", 3.0),
+        ("v[::r]", [1.0, 3.0]),
+        ("v[:r - 1]", [1.0]),
+        ("sqrt(v * v)", [1.0, 2.0, 3.0]),
+        ("kron(A, B)", [[1.0, 2.0], [0.0, 0.0], [-1.0, -2.0]]),
+        ("transpose(A)", [[1.0], [2.0]]),
+        ("diag(v)[0]", [1.0, 0.0, 0.0]),
+    ],
+)
+def test_a_formula_has_the_value_worked_out_by_hand(formula: str, value: Any) -> None:
+    found = evaluate(formula, SYMBOLS)
+    assert (found.tolist() if isinstance(found, torch.Tensor) else found) == value
+    assert not isinstance(found, torch.Tensor) or found.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("formula", "says"),
+    [
+        ("W + C", "no symbol 'C'; there are A, B, W"),
+        ("frob(A)", "no function 'frob'; there are diag, kron"),
+        ("A.T", "'A.T' (Attribute) is not in the grammar"),
+        ("A and B", "column"),
+        ("A == B", "(Compare)"),
+        ("__import__('os')", "no function '__import__'"),
+        ("sqrt(x=4)", "(Call)"),
+        ("(lambda: 1)()", "column"),
+        ("A // B", "(BinOp)"),
+        ("'text'", "(Constant)"),
+        ("True", "no symbol 'True'"),
+        ("A[None:]", "(Constant)"),
+        ("[1, 2]", "(List)"),
+        ("A +", "column"),
+        ("1j", "(Constant)"),
+    ],
+)
+def test_what_is_outside_the_grammar_is_named(formula: str, says: str) -> None:
+    with pytest.raises(FormulaError) as caught:
+        evaluate(formula, SYMBOLS)
+    assert repr(formula) in str(caught.value)
+    assert says in str(caught.value)
+    assert not isinstance(caught.value, Misfit)
+
+
+@pytest.mark.parametrize("formula", ["A @ B @ W", "v + A", "v[7]", "1 / 0", "sqrt(-1)", "v[A]"])
+def test_operands_that_do_not_fit_are_named_with_their_shapes(formula: str) -> None:
+    with pytest.raises(Misfit, match="formula "):
+        evaluate(formula, SYMBOLS)
+
+
+def test_parse_tells_the_symbols_and_reserved_words_are_symbols() -> None:
+    assert parse("W + s * kron(A[:, :in], lambda)")[1] == {"W", "s", "A", "in", "lambda"}
+
+
+def adapter(
+    a: torch.Tensor, b: torch.Tensor, name: str = "default", bias: torch.Tensor | None = None, **fields: Any
+) -> Adapter:
+    tensors = {"lora_A.weight": a, "lora_B.weight": b} | ({} if bias is None else {"lora_B.bias": bias})
+    return Adapter(name, LORA, config(**fields)["fields"], tensors)
+
+
+def test_lora_scales_by_alpha_over_rank_or_its_root() -> None:
+    weight, bias = effective("Linear", W, torch.ones(3), [adapter(A, B)], {})  # 6 / 4
+    assert weight.tolist() == [[1.5, 3.0], [0.0, 0.0], [-1.5, -3.0]]
+    assert bias is not None
+    assert bias.tolist() == [1.0, 1.0, 1.0]
+    assert effective("Linear", W, None, [adapter(A, B, use_rslora=True)], {})[0][0].tolist() == [
+        3.0,
+        6.0,
+    ]  # 6 / 2
+    assert effective("Linear", W, None, [adapter(A, B)], {"r": 1})[0][0].tolist() == [6.0, 12.0]
+    assert effective("Linear", W, None, [adapter(A, B)], {"s": 2.0})[0][0].tolist() == [2.0, 4.0]
+
+
+def test_no_adapter_leaves_the_layer_alone() -> None:
+    weight, bias = effective("Linear", B, None, [], {})
+    assert (weight.tolist(), bias) == (B.tolist(), None)
+
+
+def test_several_adapters_add_their_changes_to_the_base() -> None:
+    both = effective("Linear", B @ A, None, [adapter(A, B), adapter(A, -2 * B, "other")], {"s": 1.0})[0]
+    assert both.tolist() == torch.zeros(3, 2).tolist()
+
+
+def test_composing_adapters_change_what_the_one_before_left() -> None:
+    def doubling(together: str) -> list[Adapter]:
+        card = {
+            "method": "TWICE",
+            "tensors": {},
+            "weight": "W + W",
+            "bias": "b * 3",
+            "active_together": together,
+        }
+        return [Adapter(name, card, {}, {}) for name in ("a", "b")]
+
+    two = torch.full((1, 1), 2.0)
+    assert [x.item() for x in effective("Linear", two, two[0], doubling("compose"), {})] == [8.0, 18.0]
+    assert [x.item() for x in effective("Linear", two, two[0], doubling("sum"), {})] == [6.0, 10.0]
+    with pytest.raises(FormulaError, match="one adapter at a time, given 2"):
+        effective("Linear", two, None, doubling("one"), {})
+
+
+def test_a_bias_of_the_adapter_is_scaled_and_added() -> None:
+    b_bias = torch.tensor([2.0, 0.0, 4.0])
+    bias = effective("Linear", W, torch.ones(3), [adapter(A, B, bias=b_bias, lora_bias=True)], {})[1]
+    assert bias is not None
+    assert bias.tolist() == [4.0, 1.0, 7.0]
+    with pytest.raises(Misfit, match=r"has no tensor lora_B\.bias"):
+        effective("Linear", W, torch.ones(3), [adapter(A, B, lora_bias=True)], {})
+
+
+def test_tensors_of_wrong_shape_do_not_fit() -> None:
+    with pytest.raises(Misfit, match=r"shape \[3, 1\], shape \[2, 1\]"):
+        effective("Linear", W, None, [adapter(A.mT, B)], {})
+    with pytest.raises(Misfit, match="W \\+"):
+        effective("Linear", W, None, [adapter(torch.ones(1, 5), B)], {})
+    with pytest.raises(Misfit, match=r"gives a weight of shape \[3, 2\], the layer's is \[3, 1\]"):
+        effective("Linear", torch.zeros(3, 1), None, [adapter(A, B)], {})  # broadcasting hides it
+
+
+def test_a_transposed_layer_and_an_embedding_store_their_weight_the_other_way() -> None:
+    stored = effective("Conv1D", W.mT, None, [adapter(A, B)], {"s": 1.0})[0]
+    assert stored.tolist() == (B @ A).mT.tolist()
+    x = torch.tensor([[1.0, 1.0]])
+    assert apply_layer("Conv1D", {"nf": 3, "nx": 2}, x, stored, None).tolist() == [[3.0, 0.0, -3.0]]
+    on_embedding = Adapter(
+        "a", LORA, config()["fields"], {"lora_embedding_A": A, "lora_embedding_B": B}
+    )  # num 2, dim 3
+    table = effective("Embedding", W.mT, None, [on_embedding], {"s": 1.0})[0]
+    assert apply_layer("Embedding", {}, torch.tensor([1]), table, None).tolist() == [[2.0, 0.0, -2.0]]
+
+
+@pytest.mark.parametrize(("kind", "kernel"), [("Conv1d", (3,)), ("Conv2d", (3, 2)), ("Conv3d", (2, 1, 3))])
+def test_a_convolution_flattens_its_kernel(kind: str, kernel: tuple[int, ...]) -> None:
+    dims, ones = len(kernel), (1,) * len(kernel)
+    weight, bias = numbers(5, 4, *kernel), numbers(5)
+    a, b = numbers(2, 4, *kernel, seed=1), numbers(5, 2, *ones, seed=2)
+    x = numbers(1, 4, *(k + 3 for k in kernel), seed=3)
+    conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[dims]
+    arguments = {
+        "in_channels": 4,
+        "out_channels": 5,
+        "kernel_size": kernel,
+        "stride": 2,
+        "padding": 1,
+        "dilation": 1,
+    }
+    state = effective(kind, weight, bias, [adapter(a, b)], {})
+    computed = apply_layer(kind, arguments, x, *state)
+    x, weight, bias, a, b = (t.double() for t in (x, weight, bias, a, b))
+    by_hand = conv(x, weight, bias, stride=2, padding=1) + 1.5 * conv(conv(x, a, stride=2, padding=1), b)
+    torch.testing.assert_close(computed, by_hand)
+
+
+def test_what_the_oracle_does_not_know_is_said() -> None:
+    with pytest.raises(FormulaError, match="no oracle for layers of type LayerNorm"):
+        effective("LayerNorm", W, None, [], {})
+    with pytest.raises(FormulaError, match="padding_mode 'circular'"):
+        apply_layer("Conv1d", {"padding_mode": "circular"}, W, W, None)
+    nothing = {**LORA, "symbols": {"s": [{"when": {"use_rslora": "never"}, "value": "1"}]}}
+    tensors = {"lora_A.weight": A, "lora_B.weight": B}
+    with pytest.raises(FormulaError, match="no value of 's' fits the config"):
+        effective("Linear", W, None, [Adapter("a", nothing, config()["fields"], tensors)], {})
+
+
+# --- The check word
+
+
+def single_layer(values: dict[str, torch.Tensor], merged: bool = False) -> dict[str, Any]:
+    """A model whose only layer is `layer`, with the tensors of `values`, adapted unless `merged`."""
+    names = ["layer.weight", "layer.bias"] if merged else ["layer.base_layer.weight", "layer.base_layer.bias"]
+    names += [] if merged else ["layer.lora_A.default.weight", "layer.lora_B.default.weight"]
+    tensors = [tensor(name, values=f"{merged}/{name}") for name in names]
+    modules = [module("layer")] if merged else [layer("layer", "default"), module("layer.base_layer")]
+    return model(tensors, modules, None if merged else {"default": config()})
+
+
+CHAIN = {"one": {"chain": [["layer", "Linear", {"in_features": 8, "out_features": 12}]]}}
+BODY = {"output": "y", "of": "m", "module": "layer", "adapters": ["default"]}
+
+
+def scene(delta: float = 0.0, **facts: Any) -> dict[str, Any]:
+    w, b, a, bb, x = (
+        numbers(*shape, seed=i) for i, shape in enumerate([(12, 8), (12,), (4, 8), (12, 4), (5, 8)])
+    )
+    effective_weight = w + 1.5 * bb @ a
+    entities = {"m": single_layer({}), "merged": single_layer({}, merged=True), "y": output("y"), **facts}
+    names = [
+        "layer.base_layer.weight",
+        "layer.base_layer.bias",
+        "layer.lora_A.default.weight",
+        "layer.lora_B.default.weight",
+    ]
+    values = dict(zip((f"False/{name}" for name in names), (w, b, a, bb), strict=True))
+    values |= {"True/layer.weight": effective_weight + delta, "True/layer.bias": b}
+    return observation(entities, tensors={**values, "x": x, "y": F.linear(x, effective_weight, b) + delta})
+
+
+def test_an_output_that_the_formula_gives_passes() -> None:
+    assert ask("formula", BODY, scene(), models=CHAIN).verdict == "pass"
+    assert ask("formula", {**BODY, "output": "merged"}, scene(), models=CHAIN).verdict == "pass"
+    assert (
+        ask("formula", {**BODY, "module": "base_model.model.layer"}, scene(), models=CHAIN).verdict == "pass"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "observed"),
+    [
+        ({"adapters": []}, ["output: not close"]),
+        ({"with": {"r": 2}}, ["output: not close"]),
+        ({"with": {"s": 1.4}}, ["output: not close"]),
+        ({"output": "merged", "with": {"s": 1.4}}, ["weight: not close"]),
+    ],
+)
+def test_an_output_that_the_formula_does_not_give_fails(change: dict[str, Any], observed: list[str]) -> None:
+    verdict = ask("formula", {**BODY, **change}, scene(), models=CHAIN)
+    assert (verdict.verdict, verdict.observed) == ("fail", observed)
+    assert "apart" in verdict.detail
+
+
+def test_a_small_difference_is_rounding_and_a_large_one_is_not() -> None:
+    assert ask("formula", BODY, scene(5e-6), models=CHAIN).verdict == "pass"
+    assert ask("formula", BODY, scene(1e-2), models=CHAIN).verdict == "fail"
+
+
+def test_tensors_that_do_not_fit_fail_and_missing_ones_too() -> None:
+    seen = scene()
+    seen["tensors"]["False/layer.lora_A.default.weight"] = numbers(3, 8)
+    verdict = ask("formula", BODY, seen, models=CHAIN)
+    assert (verdict.verdict, verdict.observed) == ("fail", "tensors that do not fit the formula")
+    seen = scene()
+    seen["entities"]["m"]["tensors"].pop()
+    assert "has no tensor lora_B.weight" in ask("formula", BODY, seen, models=CHAIN).detail
+    seen = scene()
+    seen["entities"]["merged"]["tensors"].pop()
+    verdict = ask("formula", {**BODY, "output": "merged"}, seen, models=CHAIN)
+    assert (verdict.verdict, verdict.observed) == ("fail", ["bias: missing"])
+
+
+@pytest.mark.parametrize(
+    ("change", "models", "says"),
+    [
+        ({"output": None}, CHAIN, "needs `output`"),
+        ({"module": "other"}, CHAIN, "needs a model with 'other' as its single layer"),
+        ({}, {"two": {"chain": [["layer", "Linear", {}], ["head", "Linear", {}]]}}, "single layer"),
+        ({}, {"norm": {"chain": [["layer", "LayerNorm", {}]]}}, "no oracle for layers of type LayerNorm"),
+        ({"adapters": ["other"]}, CHAIN, "no config with a card for adapter 'other'"),
+    ],
+)
+def test_what_cannot_be_computed_is_an_error(
+    change: dict[str, Any], models: dict[str, Any], says: str
+) -> None:
+    body = {key: value for key, value in {**BODY, **change}.items() if value is not None}
+    verdict = ask("formula", body, scene(), models=models)
+    assert verdict.verdict == "error"
+    assert says in str(verdict.observed)
+
+
+def test_the_cards_formulas_are_in_the_grammar() -> None:
+    for card in SUITE.cards.values():
+        for formula in filter(None, (card.get("weight"), card.get("bias"))):
+            parse(formula)
+    assert math.isclose(evaluate(LORA["symbols"]["s"][0]["value"], {"lora_alpha": 6, "r": 4}), 3)

@@ -1,0 +1,181 @@
+"""Which tensor is whose: from the cards, whatever the names look like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from scenes import CARDS, adapted_model, config, folder, layer, model, module, plain_model, state_dict, tensor
+
+from peft_conformance.roles import card_of, pair, select, tags, unwrapped
+
+
+def roles(record: dict[str, Any]) -> dict[str, tuple[str, str | None]]:
+    return {t["name"]: (tag.role, tag.adapter) for t, tag in tags(record, CARDS)}
+
+
+def adapted(*names: str, configs: dict | None = None) -> dict[str, tuple[str, str | None]]:
+    return roles(model([tensor(name) for name in names], [layer("x", "default")], configs))
+
+
+def test_a_model_without_adapters_is_all_base() -> None:
+    assert set(roles(plain_model()).values()) == {("base", None)}
+
+
+def test_adapters_are_told_apart_by_name() -> None:
+    found = roles(adapted_model("default", "other"))
+    assert found["linear.lora_A.default.weight"] == ("trainable", "default")
+    assert found["linear.lora_B.other.weight"] == ("trainable", "other")
+    assert found["linear.base_layer.weight"] == ("base", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("x.lora_embedding_A.default", "trainable"),  # a parameter that stands in the slot itself
+        ("x.lora_B.default.bias", "trainable"),
+        ("x.base_layer.out_proj.lora_A.default.weight", "trainable"),
+        ("x.odd_mask.default", "frozen"),
+        ("x.odd_norm.default", "saved-buffer"),
+        ("x.odd_count.default", "unsaved"),
+        ("odd_bank.default.weight", "shared"),
+        ("x.lora_A.default.bias", "base"),  # no card has it
+        ("x.lora_embedding_A.default.weight", "base"),
+        ("lora_head.weight", "base"),
+        ("default.weight", "base"),
+        ("default_block.default.weight", "base"),
+        ("lora_A.weight", "base"),
+        ("x.lora_head.default.weight", "base"),
+        ("x.modules_to_save.default.weight", "base"),  # nothing there wraps a module
+        ("weight", "base"),
+    ],
+)
+def test_cards_decide_not_prefixes(name: str, role: str) -> None:
+    assert adapted(name)[name][0] == role
+
+
+def test_an_adapter_may_be_called_like_a_slot_or_a_weight() -> None:
+    found = adapted("x.lora_A.lora_A.weight", "x.lora_A.weight.weight", "x.odd_scale.odd_mask")
+    assert found == {
+        "x.lora_A.lora_A.weight": ("trainable", "lora_A"),
+        "x.lora_A.weight.weight": ("trainable", "weight"),
+        "x.odd_scale.odd_mask": ("trainable", "odd_mask"),
+    }
+
+
+def test_the_config_of_an_adapter_says_which_card_reads_its_tensors() -> None:
+    odd = {"kind": "config", "class": "OddConfig", "fields": {}}
+    configs = {"default": config(), "other": odd}
+    found = adapted("x.lora_A.default.weight", "x.lora_A.other.weight", "x.odd_mask.other", configs=configs)
+    assert found["x.lora_A.other.weight"] == ("base", None)  # ODD has no such tensor
+    assert found["x.odd_mask.other"] == ("frozen", "other")
+
+
+def test_a_leftover_of_a_deleted_adapter_is_still_an_adapters() -> None:
+    found = adapted("x.lora_A.gone.weight", configs={"default": config()})
+    assert found["x.lora_A.gone.weight"] == ("trainable", "gone")
+
+
+def test_modules_to_save_are_aux_and_what_they_stand_for_is_base() -> None:
+    record = model(
+        [tensor("head.original_module.weight"), tensor("head.modules_to_save.default.weight")],
+        [
+            module("head", "Wrapper"),
+            module("head.original_module"),
+            module("head.modules_to_save", "ModuleDict"),
+        ],
+    )
+    assert roles(record) == {
+        "head.original_module.weight": ("base", None),
+        "head.modules_to_save.default.weight": ("aux", "default"),
+    }
+    (_, base), (_, aux) = tags(record, CARDS)
+    assert (base.name, base.module, aux.module) == ("head.weight", "head", "head")
+
+
+def test_checkpoint_keys_name_no_adapter() -> None:
+    names = (
+        "base_model.model.x.lora_A.weight",
+        "x.lora_embedding_B",
+        "x.lora_A.default.weight",
+        "lora_head.weight",
+    )
+    found = roles(state_dict(*names))
+    assert list(found.values()) == [
+        ("trainable", None),
+        ("trainable", None),
+        ("trainable", "default"),
+        ("base", None),
+    ]
+
+
+def test_card_of_goes_by_type_then_by_class() -> None:
+    assert card_of(config(), CARDS)["method"] == "LORA"
+    assert card_of({"class": "OddConfig", "fields": {}}, CARDS)["method"] == "ODD"
+    assert card_of({"class": "NewConfig", "fields": {"peft_type": "NEW"}}, CARDS) is None
+
+
+def test_only_what_wrapping_put_into_a_path_is_taken_out_of_it() -> None:
+    modules = {m["name"]: m for m in [layer("x", "a"), module("y"), module("y.base_layer")]}
+    assert unwrapped("x.base_layer.weight", modules) == "x.weight"
+    assert unwrapped("y.base_layer.weight", modules) == "y.base_layer.weight"
+    assert unwrapped("x.base_layer.weight", None) == "x.weight"
+
+
+@pytest.mark.parametrize(
+    ("selection", "count"),
+    [
+        ({}, 8), ({"role": "adapter"}, 4), ({"role": "trainable", "adapter": "other"}, 2), ({"adapter": "default"}, 2),
+        ({"role": "frozen"}, 0), ({"role": "base"}, 4), ({"role": "base", "adapter": "default"}, 0),
+        ({"module": "linear"}, 6), ({"module": "lin"}, 0), ({"name": r".*\.weight"}, 7), ({"kind": "buffer"}, 0),
+    ],
+)  # fmt: skip
+def test_a_selection_takes_what_fits_all_of_it(selection: dict[str, str], count: int) -> None:
+    assert len(select(tags(adapted_model("default", "other"), CARDS), selection)) == count
+
+
+def test_in_a_state_dict_an_adapter_selects_all_that_is_not_base() -> None:
+    record = state_dict("x.lora_A.weight", "x.lora_B.default.weight", "x.lora_B.other.weight", "head.weight")
+    chosen = select(tags(record, CARDS), {"adapter": "default"})
+    assert [t["name"] for t, _ in chosen] == ["x.lora_A.weight", "x.lora_B.default.weight"]
+
+
+def test_the_tensors_of_a_folder_are_those_of_all_its_files() -> None:
+    record = folder(a__safetensors={"tensors": [tensor("x.lora_A.weight")]}, b__json={})
+    assert roles(record) == {"x.lora_A.weight": ("trainable", None)}
+
+
+def names(pairs: list) -> list[tuple[str, str]]:
+    return [(a["name"], b["name"]) for (a, _), (b, _) in pairs]
+
+
+def test_pairs_go_by_object_and_place_then_place_then_object_then_checkpoint_name() -> None:
+    left = [
+        tensor("x.base_layer.weight", object="#1"),
+        tensor("y.weight", object="#2"),
+        tensor("z.weight", object="#3"),
+    ]
+    right = [
+        tensor("y.weight", object="#9"),
+        tensor("moved.weight", object="#3"),
+        tensor("x.weight", object="#1"),
+    ]
+    wrapped, flat = model(left, [layer("x", "a")]), model(right, [])
+    pairs, gone, new = pair(tags(wrapped, CARDS), tags(flat, CARDS))
+    assert names(pairs) == [
+        ("x.base_layer.weight", "x.weight"), ("y.weight", "y.weight"), ("z.weight", "moved.weight"),
+    ]  # fmt: skip
+    assert (gone, new) == ([], [])
+    saved = state_dict("base_model.model.linear.lora_A.weight", "other")
+    pairs, gone, new = pair(tags(saved, CARDS), tags(adapted_model(), CARDS))
+    assert names(pairs) == [("base_model.model.linear.lora_A.weight", "linear.lora_A.default.weight")]
+    assert [t["name"] for t, _ in gone] == ["other"]
+    assert len(new) == 5
+
+
+def test_tied_tensors_are_paired_name_by_name() -> None:
+    record = model([tensor("a.weight", object="#1"), tensor("b.weight", object="#1")], [])
+    assert names(pair(tags(record, CARDS), tags(record, CARDS))[0]) == [
+        ("a.weight", "a.weight"),
+        ("b.weight", "b.weight"),
+    ]
