@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -26,13 +26,13 @@ class PeftConfig:
     Raises ValueError for an unknown `task_type`, TypeError (Python's own) for an unknown field.
     """
 
-    task_type: str | TaskType | None = field(default=None, metadata={"help": "The task, or None."})
-    peft_type: str | PeftType | None = field(default=None, metadata={"help": "Set by the subclass."})
-    auto_mapping: dict | None = field(default=None, metadata={"help": "Class and module of the base model."})
-    peft_version: str | None = field(default=None, metadata={"help": "The version that wrote the config."})
-    base_model_name_or_path: str | None = field(default=None, metadata={"help": "The base model's name."})
-    revision: str | None = field(default=None, metadata={"help": "The base model's revision."})
-    inference_mode: bool = field(default=False, metadata={"help": "True: nothing trains."})
+    task_type: str | TaskType | None = None
+    peft_type: str | PeftType | None = None  # set by the subclass, cannot be chosen
+    auto_mapping: dict | None = None  # class and module of the base model, when there is no task
+    peft_version: str | None = None  # what wrote the config
+    base_model_name_or_path: str | None = None
+    revision: str | None = None  # of the base model
+    inference_mode: bool = False  # nothing trains
 
     _not_saved: ClassVar[frozenset[str]] = frozenset()
 

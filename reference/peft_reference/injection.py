@@ -213,6 +213,10 @@ class Injection:
         while self._undo:
             self._undo.pop()()
 
+    def forget(self) -> None:
+        """Drop what `undo` needs, so that it is neither copied nor pickled with the model."""
+        self._undo.clear()
+
     def _set_requires_grad(self, parameter: nn.Parameter, value: bool) -> None:
         self._undo.append(partial(parameter.requires_grad_, parameter.requires_grad))
         parameter.requires_grad_(value)
@@ -266,7 +270,7 @@ def check_adapter_name(adapter_name: Any) -> None:
     """TypeError or ValueError for what cannot be part of a parameter's name."""
     if not isinstance(adapter_name, str):
         raise TypeError(f"An adapter's name should be a string, got {type(adapter_name).__name__}.")
-    reserved = any(hasattr(container, adapter_name) for container in (nn.ModuleDict, nn.ParameterDict))
+    reserved = any(hasattr(container, adapter_name) for container in (nn.ModuleDict(), nn.ParameterDict()))
     if not adapter_name or "." in adapter_name or reserved:
         raise ValueError(
             f"{adapter_name!r} cannot be an adapter's name: it should be a non-empty string without '.', "

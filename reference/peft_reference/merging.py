@@ -65,8 +65,8 @@ def unload(
         else:
             plain = _saved_copy(holder, adapter_names) if merge else holder.original_module
         setattr(model.get_submodule(parent_name), key, plain)
-    if hasattr(model, "peft_config"):
-        del model.peft_config
+    for module in model.modules():  # `model` may be a PeftModel around the model that carries the configs
+        vars(module).pop("peft_config", None)
     return model
 
 

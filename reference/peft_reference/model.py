@@ -287,6 +287,7 @@ class PeftModel(nn.Module):
             low_cpu_mem_usage,
             kwargs,
         )
+        peft_model.base_model.injection.forget()
         return peft_model if is_trainable else peft_model.eval()
 
     def load_adapter(
@@ -393,6 +394,7 @@ def get_peft_model(
             stacklevel=2,
         )
     peft_model = PeftModel(model, peft_config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+    peft_model.base_model.injection.forget()
     peft_config.base_model_name_or_path = new_name
     peft_config.revision = revision if revision is not None else peft_config.revision
     return peft_model

@@ -159,7 +159,10 @@ def find_file(model_id: PathLike, filename: str, subfolder: str | None = None, *
 
 
 def load_peft_weights(
-    model_id: PathLike, device: str | None = None, key_mapping: dict[str, str] | None = None, **kwargs: Any
+    model_id: PathLike,
+    device: str | None = None,
+    key_mapping: dict[str, str] | None = None,
+    **hf_hub_download_kwargs: Any,
 ) -> dict[str, Tensor]:
     """The tensors of a saved adapter, under checkpoint keys, on `device` (default: CPU).
 
@@ -167,8 +170,8 @@ def load_peft_weights(
     `key_mapping`: regex -> replacement, applied to the keys below `base_model.model.`. Raises ValueError if
     there is no weight file or it cannot be read.
     """
-    path = find_file(model_id, SAFETENSORS_WEIGHTS_NAME, **kwargs) or find_file(
-        model_id, WEIGHTS_NAME, **kwargs
+    path = find_file(model_id, SAFETENSORS_WEIGHTS_NAME, **hf_hub_download_kwargs) or find_file(
+        model_id, WEIGHTS_NAME, **hf_hub_download_kwargs
     )
     if path is None:
         raise ValueError(f"Can't find '{SAFETENSORS_WEIGHTS_NAME}' or '{WEIGHTS_NAME}' at '{model_id}'")

@@ -82,7 +82,7 @@ def test_a_failed_save_leaves_the_old_files(saved: Path, monkeypatch: pytest.Mon
     assert {name: (saved / name).read_bytes() for name in os.listdir(saved)} == before
 
 
-@pytest.mark.parametrize("name", ["/tmp/outside", "/"])
+@pytest.mark.parametrize("name", ["/outside", "/"])
 def test_an_adapter_is_not_saved_outside_of_its_folder(tmp_path: Path, name: str) -> None:
     model = peft.get_peft_model(build(), peft.LoraConfig(target_modules=["lin0"]), name)
     with pytest.raises(ValueError, match="outside"):

@@ -7,7 +7,7 @@ alpha / √r, Kalajdzievski, "A Rank Stabilization Scaling Factor", https://arxi
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -33,72 +33,58 @@ class LoraRuntimeConfig:
 
 @dataclass
 class LoraConfig(PeftConfig):
-    """LoRA's options, all of PEFT's and in PEFT's order; those marked (later) are refused unless at their
-    default.
-    """
+    """LoRA's options, all of PEFT's and in PEFT's order. Those in `_not_offered` are refused unless unset."""
 
-    r: int = field(default=8, metadata={"help": "Rank."})
-    target_modules: list[str] | set[str] | str | None = field(
-        default=None,
-        metadata={"help": "Names or dotted suffixes, a regex, 'all-linear', or None: by architecture."},
+    r: int = 8  # the rank
+    target_modules: list[str] | set[str] | str | None = (
+        None  # names, dotted suffixes, a regex or 'all-linear'
     )
-    exclude_modules: list[str] | set[str] | str | None = field(
-        default=None, metadata={"help": "Names, dotted suffixes or a regex of modules to leave out."}
+    exclude_modules: list[str] | set[str] | str | None = None  # names, dotted suffixes or a regex
+    lora_alpha: int = 8
+    lora_dropout: float = 0.0  # on the adapter's input, while training
+    fan_in_fan_out: bool = (
+        False  # whether the base weight is stored (in, out): corrected by what the layer is
     )
-    lora_alpha: int = field(default=8, metadata={"help": "alpha: s = alpha / r."})
-    lora_dropout: float = field(
-        default=0.0, metadata={"help": "Dropout on the adapter's input, while training."}
-    )
-    fan_in_fan_out: bool = field(
-        default=False, metadata={"help": "Base weight is (in, out); corrected by layer."}
-    )
-    bias: str = field(
-        default="none", metadata={"help": "Base biases to train and save: none, all, lora_only."}
-    )
-    use_rslora: bool = field(default=False, metadata={"help": "s = alpha / √r."})
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules to train and save whole."}
-    )
-    init_lora_weights: bool | str = field(
-        default=True, metadata={"help": "True: B = 0; 'gaussian': A ~ N(0, 1/r²), B = 0; False: both random."}
-    )
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Indices of the layers."}
-    )
-    layers_pattern: list[str] | str | None = field(
-        default=None, metadata={"help": "Name of the list of layers."}
-    )
-    rank_pattern: dict | None = field(default_factory=dict, metadata={"help": "Regex of names -> rank."})
-    alpha_pattern: dict | None = field(default_factory=dict, metadata={"help": "Regex of names -> alpha."})
-    megatron_config: dict | None = field(default=None, metadata={"help": "(later)"})
-    megatron_core: str | None = field(
-        default="megatron.core", metadata={"help": "Used with megatron_config."}
-    )
-    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
-        default=None, metadata={"help": "(later)"}
-    )
-    loftq_config: dict = field(default_factory=dict, metadata={"help": "(later)"})
-    eva_config: Any = field(default=None, metadata={"help": "(later)"})
-    corda_config: Any = field(default=None, metadata={"help": "(later)"})
-    lora_ga_config: Any = field(default=None, metadata={"help": "(later)"})
-    use_dora: bool = field(default=False, metadata={"help": "(later)"})
-    velora_config: Any = field(default=None, metadata={"help": "(later)"})
-    alora_invocation_tokens: list[int] | None = field(default=None, metadata={"help": "(later)"})
-    use_qalora: bool = field(default=False, metadata={"help": "(later)"})
-    qalora_group_size: int = field(default=16, metadata={"help": "Used with use_qalora."})
-    monteclora_config: Any = field(default=None, metadata={"help": "(later)"})
-    layer_replication: list[tuple[int, int]] | None = field(default=None, metadata={"help": "(later)"})
-    runtime_config: LoraRuntimeConfig = field(
-        default_factory=LoraRuntimeConfig, metadata={"help": "Not saved."}
-    )
-    lora_bias: bool = field(default=False, metadata={"help": "B has a bias."})
-    target_parameters: list[str] | None = field(default=None, metadata={"help": "(later)"})
-    use_bdlora: Any = field(default=None, metadata={"help": "(later)"})
-    arrow_config: Any = field(default=None, metadata={"help": "(later)"})
-    kasa_config: Any = field(default=None, metadata={"help": "(later)"})
-    ensure_weight_tying: bool = field(default=False, metadata={"help": "(later)"})
+    bias: str = "none"  # which base biases to train and save: none, all, lora_only (of the adapted layers)
+    use_rslora: bool = False  # s = alpha / √r
+    modules_to_save: list[str] | None = None  # modules to train and save whole
+    init_lora_weights: bool | str = True  # True: B = 0; 'gaussian': A ~ N(0, 1/r²), B = 0; False: both random
+    layers_to_transform: list[int] | int | None = None  # indices of the layers to adapt
+    layers_pattern: list[str] | str | None = None  # what the list of layers is called
+    rank_pattern: dict | None = field(default_factory=dict)  # regex for names -> rank
+    alpha_pattern: dict | None = field(default_factory=dict)  # regex for names -> alpha
+    megatron_config: dict | None = None
+    megatron_core: str | None = "megatron.core"  # only with megatron_config
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
+    loftq_config: dict = field(default_factory=dict)
+    eva_config: Any = None
+    corda_config: Any = None
+    lora_ga_config: Any = None
+    use_dora: bool = False
+    velora_config: Any = None
+    alora_invocation_tokens: list[int] | None = None
+    use_qalora: bool = False
+    qalora_group_size: int = 16  # only with use_qalora
+    monteclora_config: Any = None
+    layer_replication: list[tuple[int, int]] | None = None
+    runtime_config: LoraRuntimeConfig = field(default_factory=LoraRuntimeConfig)  # never saved
+    lora_bias: bool = False  # B has a bias
+    target_parameters: list[str] | None = None
+    use_bdlora: Any = None
+    arrow_config: Any = None
+    kasa_config: Any = None
+    ensure_weight_tying: bool = False
 
     _not_saved: ClassVar[frozenset[str]] = frozenset({"runtime_config"})
+    _not_offered: ClassVar[tuple[str, ...]] = (
+        *("megatron_config", "trainable_token_indices", "loftq_config", "eva_config", "corda_config"),
+        *("lora_ga_config", "use_dora", "velora_config", "alora_invocation_tokens", "use_qalora"),
+        *("monteclora_config", "layer_replication", "target_parameters", "use_bdlora", "arrow_config"),
+        *("kasa_config", "ensure_weight_tying"),
+    )
+    _inits_not_offered: ClassVar[tuple[str, ...]] = (
+        *("eva", "olora", "pissa", "corda", "loftq", "orthogonal", "mica", "lora_ga"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,11 +110,10 @@ class LoraConfig(PeftConfig):
 
     def validate(self) -> None:
         """Refuse what is not implemented, or not an option at all."""
-        for option in fields(self):
-            if option.metadata.get("help") == "(later)" and getattr(self, option.name):
+        for option in self._not_offered:
+            if getattr(self, option):
                 raise UnsupportedOptionError(
-                    f"LoRA's option {option.name}={getattr(self, option.name)!r} is not implemented in the "
-                    "reference."
+                    f"LoRA's option {option}={getattr(self, option)!r} is not implemented in the reference."
                 )
         if self.runtime_config.ephemeral_gpu_offload:
             raise UnsupportedOptionError("LoRA's ephemeral_gpu_offload is not implemented in the reference.")
@@ -138,8 +123,7 @@ class LoraConfig(PeftConfig):
             )
         init = self.init_lora_weights
         if not isinstance(init, bool) and str(init).lower() != "gaussian":
-            known = ("eva", "olora", "pissa", "corda", "loftq", "orthogonal", "mica", "lora_ga")
-            if str(init).lower().startswith(known):
+            if str(init).lower().startswith(self._inits_not_offered):
                 raise UnsupportedOptionError(
                     f"init_lora_weights={init!r} is not implemented in the reference."
                 )
