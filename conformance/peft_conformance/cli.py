@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -123,7 +123,7 @@ def coverage() -> None:
     _print_coverage("sentences, by document", documents)
 
 
-def _print_coverage(title: str, entries: list[tuple[str, dict[str, bool], Collection[str]]]) -> None:
+def _print_coverage(title: str, entries: Sequence[tuple[str, dict[str, bool], Collection[str]]]) -> None:
     """A table of what is covered, excluded with a reason, or missing; then the names of what is missing."""
     table = Table("", "all", "covered", "excluded", "missing", title=title, title_justify="left")
     absent: list[str] = []

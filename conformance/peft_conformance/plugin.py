@@ -104,9 +104,7 @@ def open_run(config: pytest.Config) -> Run:
         raise pytest.UsageError(str(refusal)) from None
     config.stash[RUN] = run
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(
-            Session(Results(run.describe(), not_applicable=run.not_applicable), option)
-        )
+        config.pluginmanager.register(Session(Results(run.describe(), left_out=run.left_out), option))
     return run
 
 
@@ -166,8 +164,8 @@ class CheckItem(pytest.Item):
         return str(excinfo.value) if isinstance(excinfo.value, Red) else super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[os.PathLike[str] | str, int | None, str]:
-        """Where the check is written down: that is what a skip or a verbose line points at."""
-        # The space at the end keeps pytest from reading the id as a dotted name, whose dots it prints as `::`.
+        """Where the check is written down."""
+        # The space at the end keeps pytest from printing the dots of the id as `::`, as it does for classes.
         return self.case.clause.file, self.check.line - 1, f"{self.name} "
 
     @property
@@ -197,8 +195,8 @@ def raise_outcome(verdict: Verdict, explain: Callable[[], str]) -> None:
         raise Red(explain())
     if kind == "expected-failure":
         pytest.xfail(verdict.detail)
-    if kind in {"blocked", "unsupported", "not-applicable", "not-run"}:
-        raise pytest.skip.Exception(f"{kind}: {verdict.detail}", _use_item_location=True)
+    if kind == "blocked":
+        pytest.skip(f"blocked: {verdict.detail}")
 
 
 def matches_snapshot(item: CheckItem, text: str) -> bool:
@@ -243,7 +241,7 @@ class Session:
         """Under -n, give all checks of a case to one worker, unless the user chose another --dist."""
         if self.distribution != "load":
             return None
-        from xdist.scheduler import LoadScopeScheduling
+        from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
         class ByCase(LoadScopeScheduling):
             def _split_scope(self, nodeid: str) -> str:
@@ -271,15 +269,15 @@ class Session:
     @pytest.hookimpl(tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Counts per profile; every warning; and aloud, that nothing was judged."""
-        from peft_conformance.report import text_table
+        from peft_conformance.report import brief, text_table
 
         restore_ids(report for reports in terminalreporter.stats.values() for report in reports)
         say = terminalreporter.write_line
         terminalreporter.section(f"conformance of {self.results.header['implementation']['name']}")
         for row in self.results.having("warn"):
-            say(f"warn  {row['id']}  {row['text']}", yellow=True)
+            say(f"warn  {row['id']}  {brief(row)}", yellow=True)
         if self.results.counts():
-            for line in text_table(self.results.table()):
+            for line in (*text_table(self.results.table()), *self.results.reasons()):
                 say(line)
         if not self.results.judged:
             say("NOTHING WAS JUDGED: no check was selected, or every one of them was left out.", red=True)
@@ -288,10 +286,10 @@ class Session:
 
 
 def restore_ids(reports: Iterable[Any]) -> None:
-    """Give the summary our ids as they are: pytest 9 splits one at its `[`, and closes it again with a `]`."""
+    """Give the summary our ids as they are: pytest 9 splits them at a `[` and ends them with a `]` again."""
     for report in reports:
         if getattr(report, "nodeid", "").endswith("]") or not isinstance(report, pytest.TestReport):
             continue
-        node = getattr(report, "id", None)
+        node: Any = getattr(report, "id", None)
         if getattr(node, "params", None) is not None:
             report._id = type(node)(path=node.path, names=tuple(report.nodeid.split("::")[1:]))

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peft_conformance.plain import text
+
 VERDICTS = (
     "pass",
     "fail",
@@ -37,7 +39,7 @@ class Results:
     header: dict[str, Any]
     rows: list[dict[str, Any]] = field(default_factory=list)
     loose_ends: list[dict[str, str]] = field(default_factory=list)
-    not_applicable: dict[str, int] = field(default_factory=dict)  # checks outside the API level, per profile
+    left_out: list[dict[str, Any]] = field(default_factory=list)  # counts of checks that got no item
 
     def sorted_rows(self) -> list[dict[str, Any]]:
         """The rows by check id."""
@@ -52,8 +54,8 @@ class Results:
         counts: dict[str, Counter[str]] = {}
         for row in self.rows:
             counts.setdefault(row["profile"], Counter())[row["verdict"]] += 1
-        for profile, number in self.not_applicable.items():
-            counts.setdefault(profile, Counter())["not-applicable"] += number
+        for entry in self.left_out:
+            counts.setdefault(entry["profile"], Counter())[entry["verdict"]] += entry["checks"]
         return dict(sorted(counts.items()))
 
     @property
@@ -67,14 +69,15 @@ class Results:
         shown = [v for v in VERDICTS if v in ("pass", "fail") or any(count[v] for count in counts.values())]
         table = [["profile", *(HEADINGS.get(verdict, verdict) for verdict in shown)]]
         for profile, count in counts.items():
-            cells = [str(count[verdict]) for verdict in shown]
-            reasons = {
-                r["detail"] for r in self.rows if r["profile"] == profile and r["verdict"] == "not-run"
-            }
-            if reasons:
-                cells[shown.index("not-run")] += f" ({'; '.join(sorted(reasons))})"
-            table.append([profile, *cells])
+            table.append([profile, *(str(count[verdict]) for verdict in shown)])
         return table
+
+    def reasons(self) -> list[str]:
+        """Why checks were left out, each reason with its number."""
+        reasons = Counter[tuple[str, str]]()
+        for entry in self.left_out:
+            reasons[entry["verdict"], entry["reason"]] += entry["checks"]
+        return [f"{number} {verdict}: {reason}" for (verdict, reason), number in sorted(reasons.items())]
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """The lines of `results.jsonl`: header, loose ends, checks, footer."""
@@ -86,7 +89,7 @@ class Results:
             "kind": "footer",
             "checks": len(self.rows),
             "verdicts": dict(sorted(verdicts.items())),
-            "not_applicable": dict(sorted(self.not_applicable.items())),
+            "left_out": self.left_out,
         }
 
     def summary(self) -> str:
@@ -102,10 +105,7 @@ class Results:
         ):
             rows = self.having(*verdicts)
             parts.append(bullets(title, [f"`{row['id']}` {row['verdict']}: {brief(row)}" for row in rows]))
-        reasons = Counter((r["verdict"], r["detail"]) for r in self.having("unsupported", "not-run"))
-        parts.append(
-            bullets("Left out", [f"{n} {v}: {reason}" for (v, reason), n in sorted(reasons.items())])
-        )
+        parts.append(bullets("Left out", self.reasons()))
         return "\n".join(part for part in parts if part)
 
     def write(self, folder: Path) -> None:
@@ -132,7 +132,7 @@ def read(path: Path) -> Results:
     if len(rows) != footer["checks"]:
         raise ValueError(f"{path}: the footer counts {footer['checks']} checks, {len(rows)} are there")
     ends = [row for row, kind in zip(body, kinds, strict=True) if kind == "loose-end"]
-    return Results(header, rows, ends, footer["not_applicable"])
+    return Results(header, rows, ends, footer["left_out"])
 
 
 def _read_line(place: str, line: str) -> dict[str, Any]:
@@ -157,8 +157,10 @@ def one_line(header: dict[str, Any]) -> str:
 
 
 def brief(row: dict[str, Any]) -> str:
-    """The reason of a verdict in one line."""
-    return str(row["detail"] or row["text"]).splitlines()[0]
+    """A verdict in one line: what was expected and observed, or why it was left out."""
+    if row["verdict"] in JUDGED - {"expected-failure"}:
+        return f"expected {text(row['expected'])}, observed {text(row['observed'])}".replace("\n", " ")
+    return str(row["detail"]).splitlines()[0]
 
 
 def bullets(title: str, entries: Iterable[str]) -> str:

@@ -72,13 +72,8 @@ class Run:
         everything = chosen = self._expand("full", ())
         if options.matrix != "full" or options.profiles:
             chosen = self._expand(options.matrix, options.profiles)
-        unsupported = [left for left in chosen.skipped if left.verdict == "unsupported"]
-        self.cases = [*chosen.cases, *(left.case for left in unsupported)]
-        self.not_applicable = Counter[str]()
-        for left in chosen.skipped:
-            if left.verdict == "not-applicable":
-                self.not_applicable[left.case.clause.profile] += len(left.case.checks)
-        self._unsupported = {left.case.id: left.reason for left in unsupported}
+        self.cases = [case for case in chosen.cases if not self._not_run(case)]
+        self.left_out = self._count(chosen)
         self._everything = everything
         self._by_clause: dict[str, list[Case]] = {}
         for case in everything.cases:
@@ -93,6 +88,19 @@ class Run:
                 raise Refusal(f"unknown --profile {profile!r}: choose from {', '.join(known)}")
         if options.api_level is not None and not _is_version(options.api_level):
             raise Refusal(f"--api-level {options.api_level!r} is no version; one is written like 0.21")
+
+    def _count(self, chosen: Expansion) -> list[dict[str, Any]]:
+        """The checks that get no item, since they say nothing of this implementation: how many, and why."""
+        level = f"at other API levels than {self.api_level}"
+        reasons = [("not-run", reason, case) for case in chosen.cases if (reason := self._not_run(case))]
+        reasons += [
+            (s.verdict, s.reason if s.verdict == "unsupported" else level, s.case) for s in chosen.skipped
+        ]
+        counts = Counter[tuple[str, str, str]]()
+        for verdict, reason, case in reasons:
+            counts[case.clause.profile, verdict, reason] += len(case.checks)
+        keys = ("profile", "verdict", "reason", "checks")
+        return [dict(zip(keys, (*what, number), strict=True)) for what, number in sorted(counts.items())]
 
     def _expand(self, matrix: Any, profiles: tuple[str, ...]) -> Expansion:
         return expand(
@@ -141,8 +149,6 @@ class Run:
         return self._verdicts[case.id]
 
     def _decide(self, case: Case) -> list[Verdict]:
-        if case.id in self._unsupported:
-            return _all(case, "unsupported", self._unsupported[case.id])
         if reason := self._not_run(case):
             return _all(case, "not-run", reason)
         for clause in case.clause.needs:
@@ -229,7 +235,6 @@ class Run:
                 "level": check.level,
                 "profile": case.clause.profile,
                 "axes": case.axes,
-                "text": case.clause.text,
                 "verdict": verdict.verdict,
                 "expected": verdict.expected,
                 "observed": verdict.observed,
@@ -297,7 +302,7 @@ def sources(suite: Suite, clause: Clause) -> list[str]:
                 f"observed in {source['observed']}" + (f", relied on by {', '.join(users)}" if users else "")
             )
             continue
-        document = suite.sources.get(source["document"], {})
+        document: dict[str, Any] = suite.sources.get(source["document"], {})
         sentence = next((s for s in document.get("sentences", ()) if s["id"] == source["sentence"]), None)
         place = f": {sentence['place']}" if sentence else ""
         lines.append(f"{document.get('title', source['document'])}{place}")
