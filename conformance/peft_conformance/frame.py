@@ -205,7 +205,7 @@ def _model(old: Record, new: Record) -> Iterator[Change]:
         yield Change(root, ("config", "adapter:*", f"adapter:{name}"), f"peft_config[{name}]", what)
     for name in sorted(configs[0].keys() & configs[1].keys()):
         fields = [config[name]["fields"] for config in configs]
-        keys = (*root, configs[0][name].get("object"))
+        keys = (configs[0][name].get("object"), *root)
         yield from _mapping(keys, "config", *fields, f"peft_config[{name}]", "fields")
         if configs[0][name].get("object") != configs[1][name].get("object"):
             yield Change(root, ("config",), f"peft_config[{name}]", "replaced by another config")

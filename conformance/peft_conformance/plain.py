@@ -8,8 +8,9 @@ from collections.abc import Iterable
 
 from peft_conformance.cases import Plain
 
-# What an observation must not carry, since it differs between runs: addresses, absolute paths.
+# What an observation must not carry, since it differs between runs: addresses, absolute paths, the order of sets.
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")
+_SET = re.compile(r"\{('[^']*'(?:, '[^']*')+)\}")
 _PATH = re.compile(r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\](?:[\w.+~-]+[/\\])+[\w.+~-]*")
 
 
@@ -40,4 +41,5 @@ def few(lines: Iterable[str], limit: int = 5) -> list[str]:
 
 def message(words: str, limit: int = 300) -> str:
     """A message of the implementation without what differs between two runs of the same program."""
-    return text(_PATH.sub("<path>", _ADDRESS.sub("<address>", " ".join(words.split()))), limit)
+    words = _PATH.sub("<path>", _ADDRESS.sub("<address>", " ".join(words.split())))
+    return text(_SET.sub(lambda found: "{" + ", ".join(sorted(found[1].split(", "))) + "}", words), limit)

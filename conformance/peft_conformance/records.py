@@ -169,7 +169,7 @@ class Recorder:
                 tensors.append({"name": name} | self._numbers(item, f"{values}/{name}" if values else None))
             else:
                 tensors.append({"name": name, "dtype": None, "class": type(item).__name__})
-        return {"class": type(value).__name__, "tensors": tensors}
+        return {"class": type(value).__name__, "mro": mro(type(value)), "tensors": tensors}
 
     def _model(self, value: nn.Module, values: str | None) -> Record:
         tensors = []

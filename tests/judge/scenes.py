@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from peft_conformance.cases import Case, Check, Clause, Variant, Verdict
 from peft_conformance.judge import judge
 from peft_conformance.language import Suite, read_yaml
@@ -46,41 +45,79 @@ SUITE = Suite(specs=ROOT / "specs", cards=CARDS, tolerances=TOLERANCES)
 def tensor(name: str, **facts: Any) -> dict[str, Any]:
     """A parameter as the driver records it; `facts` say what is different about this one."""
     return {
-        "name": name, "kind": "parameter", "shape": [4, 4], "dtype": "float32", "device": "cpu",
-        "requires_grad": False, "grad": "none", "object": f"#{name}", "storage": f"#s-{name}", "digest": f"d-{name}",
-        "finite": True, "zero": False, **facts,
-    }  # fmt: skip
+        "name": name,
+        "kind": "parameter",
+        "shape": [4, 4],
+        "dtype": "float32",
+        "device": "cpu",
+        "requires_grad": False,
+        "grad": "none",
+        "object": f"#{name}",
+        "storage": f"#s-{name}",
+        "digest": f"d-{name}",
+        "finite": True,
+        "zero": False,
+        **facts,
+    }
 
 
 def module(name: str, cls: str = "Linear", **facts: Any) -> dict[str, Any]:
     return {
-        "name": name, "class": cls, "object": f"#m-{name}", "training": True, "hooks": 0, "adapter": None, **facts,
-    }  # fmt: skip
+        "name": name,
+        "class": cls,
+        "object": f"#m-{name}",
+        "training": True,
+        "hooks": 0,
+        "adapter": None,
+        **facts,
+    }
 
 
 def layer(name: str, *adapters: str, **facts: Any) -> dict[str, Any]:
     """An adapted layer, its first adapter active."""
     state = {
-        "active": list(adapters[:1]), "merged": [], "disabled": False, "scaling": dict.fromkeys(adapters, 1.5),
-        "r": dict.fromkeys(adapters, 4), "adapters": sorted(adapters), **facts,
-    }  # fmt: skip
+        "active": list(adapters[:1]),
+        "merged": [],
+        "disabled": False,
+        "scaling": dict.fromkeys(adapters, 1.5),
+        "r": dict.fromkeys(adapters, 4),
+        "adapters": sorted(adapters),
+        **facts,
+    }
     return module(name, "lora.Linear", object=f"#m-{name}-adapted", adapter=state)
 
 
 def config(name: str = "default", **fields: Any) -> dict[str, Any]:
     return {
-        "kind": "config", "object": f"#config-{name}", "class": "LoraConfig", "mro": ["LoraConfig", "PeftConfig", "object"],
-        "fields": {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "use_rslora": False, "lora_bias": False, **fields},
-    }  # fmt: skip
+        "kind": "config",
+        "object": f"#config-{name}",
+        "class": "LoraConfig",
+        "mro": ["LoraConfig", "PeftConfig", "object"],
+        "fields": {
+            "peft_type": "LORA",
+            "r": 4,
+            "lora_alpha": 6,
+            "use_rslora": False,
+            "lora_bias": False,
+            **fields,
+        },
+    }
 
 
 def model(
     tensors: list[dict], modules: list[dict], configs: dict | None = None, **facts: Any
 ) -> dict[str, Any]:
     return {
-        "kind": "model", "object": "#m-", "class": "DummyModel", "mro": ["DummyModel", "Module", "object"],
-        "tensors": tensors, "modules": [module("", "DummyModel"), *modules], "peft_config": configs, "text": "…", **facts,
-    }  # fmt: skip
+        "kind": "model",
+        "object": "#m-",
+        "class": "DummyModel",
+        "mro": ["DummyModel", "Module", "object"],
+        "tensors": tensors,
+        "modules": [module("", "DummyModel"), *modules],
+        "peft_config": configs,
+        "text": "…",
+        **facts,
+    }
 
 
 def plain_model() -> dict[str, Any]:
@@ -93,7 +130,7 @@ def plain_model() -> dict[str, Any]:
 
 
 def adapted_model(*adapters: str) -> dict[str, Any]:
-    """The same model, the same objects, with LoRA adapters on `linear`; the first one is active and trains."""
+    """The same model and objects with LoRA adapters on `linear`; the first one is active and trains."""
     adapters = adapters or ("default",)
     tensors = [tensor("embedding.weight")]
     tensors += [
@@ -139,9 +176,20 @@ def value(content: Any, **facts: Any) -> dict[str, Any]:
 def output(key: str, dtype: str = "float32", **facts: Any) -> dict[str, Any]:
     """What a forward step made; its values are `tensors[key]`."""
     return {
-        "kind": "tensor", "object": f"#{key}", "shape": [2, 4], "dtype": dtype, "device": "cpu", "digest": f"d-{key}",
-        "requires_grad": True, "finite": True, "zero": False, "values": key, "input": "x", "of": "m", **facts,
-    }  # fmt: skip
+        "kind": "tensor",
+        "object": f"#{key}",
+        "shape": [2, 4],
+        "dtype": dtype,
+        "device": "cpu",
+        "digest": f"d-{key}",
+        "requires_grad": True,
+        "finite": True,
+        "zero": False,
+        "values": key,
+        "input": "x",
+        "of": "m",
+        **facts,
+    }
 
 
 def function(*parameters: dict[str, Any]) -> dict[str, Any]:
@@ -161,8 +209,14 @@ def folder(**files: dict[str, Any]) -> dict[str, Any]:
 
 def step(label: str | None = None, index: int = 0, phase: str = "when", **facts: Any) -> dict[str, Any]:
     return {
-        "phase": phase, "index": index, "label": label, "error": None, "warnings": [], "printed": "", **facts,
-    }  # fmt: skip
+        "phase": phase,
+        "index": index,
+        "label": label,
+        "error": None,
+        "warnings": [],
+        "printed": "",
+        **facts,
+    }
 
 
 def error(cls: str = "ValueError", message: str = "no such adapter", **facts: Any) -> dict[str, Any]:
@@ -190,21 +244,40 @@ GLOBALS = {
 def observation(
     entities: dict[str, Any] | None = None, *, before: dict[str, Any] | None = None, **facts: Any
 ) -> dict[str, Any]:
-    """An observation whose entities are these at the end, and were `before` (else the same) when `when` began."""
+    """An observation with these entities at the end, which were `before` (else the same) before `when`."""
     entities = entities or {}
     return {
-        "case": "a.b", "implementation": {}, "crash": None, "steps": [], "entities": entities, "captures": {},
-        "frame": {"before": {"entities": before or entities, "globals": GLOBALS},
-                  "after": {"entities": entities, "globals": GLOBALS}},
-        "tensors": {}, **facts,
-    }  # fmt: skip
+        "case": "a.b",
+        "implementation": {},
+        "crash": None,
+        "steps": [],
+        "entities": entities,
+        "captures": {},
+        "frame": {
+            "before": {"entities": before or entities, "globals": GLOBALS},
+            "after": {"entities": entities, "globals": GLOBALS},
+        },
+        "tensors": {},
+        **facts,
+    }
 
 
 def case(*checks: Check, axes: dict[str, Any] | None = None, models: dict[str, Any] | None = None) -> Case:
     clause = Clause(
-        id="a.b", level="MUST", text="Something holds.", sources=(), api=">=0", profile="functional", topic="t",
-        file=Path("a.yaml"), line=1, given=(), when=(), modifies=(), variants=(Variant(">=0", checks),),
-    )  # fmt: skip
+        id="a.b",
+        level="MUST",
+        text="Something holds.",
+        sources=(),
+        api=">=0",
+        profile="functional",
+        topic="t",
+        file=Path("a.yaml"),
+        line=1,
+        given=(),
+        when=(),
+        modifies=(),
+        variants=(Variant(">=0", checks),),
+    )
     return Case(clause, axes or {}, {"given": [], "when": [], "models": models or {}}, checks)
 
 

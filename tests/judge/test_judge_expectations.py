@@ -1,4 +1,4 @@
-"""Known failures: what was foretold is expected, what came otherwise has changed, what holds again is stale."""
+"""Known failures: the foretold is expected, what came otherwise has changed, what holds again is stale."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 from typing import Any
 
 import pytest
-
 from peft_conformance.cases import Verdict
 from peft_conformance.expectations import apply, unmatched
 
@@ -84,11 +83,16 @@ def test_what_was_not_judged_stays_as_it_is(word: str) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"match": {"clause": "delete.lasting", "check": "returns-none"}}, {"match": {"clause": "delete.last", "check": "returns"}},
-     {"versions": "<0.21"}, {"match": {**ENTRY["match"], "axes": {"dtype": "float32"}}},
-     {"match": {**ENTRY["match"], "axes": {"device": "cpu"}}}, {"match": {**ENTRY["match"], "axes": {"method": "lor"}}},
-     {"match": {**ENTRY["match"], "axes": {"type": "bfloat16"}}}],
-)  # fmt: skip
+    [
+        {"match": {"clause": "delete.lasting", "check": "returns-none"}},
+        {"match": {"clause": "delete.last", "check": "returns"}},
+        {"versions": "<0.21"},
+        {"match": {**ENTRY["match"], "axes": {"dtype": "float32"}}},
+        {"match": {**ENTRY["match"], "axes": {"device": "cpu"}}},
+        {"match": {**ENTRY["match"], "axes": {"method": "lor"}}},
+        {"match": {**ENTRY["match"], "axes": {"type": "bfloat16"}}},
+    ],
+)
 def test_an_entry_about_something_else_changes_nothing(change: dict[str, Any]) -> None:
     assert apply(verdict(), [entry(**change)], "0.21.2") == verdict()
     assert apply(verdict("pass"), [entry(**change)], "0.21.2") == verdict("pass")

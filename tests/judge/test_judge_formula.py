@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from scenes import LORA, SUITE, ask, config, layer, model, module, numbers, observation, output, tensor
-
 from peft_conformance.formula import Adapter, FormulaError, Misfit, apply_layer, effective, evaluate, parse
+from scenes import LORA, SUITE, ask, config, layer, model, module, numbers, observation, output, tensor
 
 A = torch.tensor([[1.0, 2.0]])  # (r, in) = (1, 2)
 B = torch.tensor([[1.0], [0.0], [-1.0]])  # (out, r) = (3, 1)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from scenes import CARDS, adapted_model, config, folder, layer, model, module, plain_model, state_dict, tensor
-
 from peft_conformance.roles import card_of, pair, select, tags, unwrapped
+from scenes import CARDS, adapted_model, config, folder, layer, model, module, plain_model, state_dict, tensor
 
 
 def roles(record: dict[str, Any]) -> dict[str, tuple[str, str | None]]:
@@ -125,11 +124,19 @@ def test_only_what_wrapping_put_into_a_path_is_taken_out_of_it() -> None:
 @pytest.mark.parametrize(
     ("selection", "count"),
     [
-        ({}, 8), ({"role": "adapter"}, 4), ({"role": "trainable", "adapter": "other"}, 2), ({"adapter": "default"}, 2),
-        ({"role": "frozen"}, 0), ({"role": "base"}, 4), ({"role": "base", "adapter": "default"}, 0),
-        ({"module": "linear"}, 6), ({"module": "lin"}, 0), ({"name": r".*\.weight"}, 7), ({"kind": "buffer"}, 0),
+        ({}, 8),
+        ({"role": "adapter"}, 4),
+        ({"role": "trainable", "adapter": "other"}, 2),
+        ({"adapter": "default"}, 2),
+        ({"role": "frozen"}, 0),
+        ({"role": "base"}, 4),
+        ({"role": "base", "adapter": "default"}, 0),
+        ({"module": "linear"}, 6),
+        ({"module": "lin"}, 0),
+        ({"name": r".*\.weight"}, 7),
+        ({"kind": "buffer"}, 0),
     ],
-)  # fmt: skip
+)
 def test_a_selection_takes_what_fits_all_of_it(selection: dict[str, str], count: int) -> None:
     assert len(select(tags(adapted_model("default", "other"), CARDS), selection)) == count
 
@@ -163,8 +170,10 @@ def test_pairs_go_by_object_and_place_then_place_then_object_then_checkpoint_nam
     wrapped, flat = model(left, [layer("x", "a")]), model(right, [])
     pairs, gone, new = pair(tags(wrapped, CARDS), tags(flat, CARDS))
     assert names(pairs) == [
-        ("x.base_layer.weight", "x.weight"), ("y.weight", "y.weight"), ("z.weight", "moved.weight"),
-    ]  # fmt: skip
+        ("x.base_layer.weight", "x.weight"),
+        ("y.weight", "y.weight"),
+        ("z.weight", "moved.weight"),
+    ]
     assert (gone, new) == ([], [])
     saved = state_dict("base_model.model.linear.lora_A.weight", "other")
     pairs, gone, new = pair(tags(saved, CARDS), tags(adapted_model(), CARDS))

@@ -1,4 +1,4 @@
-"""From a finding to a verdict: levels, crashes, steps that failed, checks on nothing; and nothing is changed."""
+"""From a finding to a verdict: levels, crashes, steps that failed, checks on nothing; nothing is changed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import copy
 import json
 
 import pytest
-from scenes import SUITE, adapted_model, ask, case, error, observation, output, plain_model, step, value
-
 from peft_conformance.cases import Check
 from peft_conformance.judge import judge
+from scenes import SUITE, adapted_model, ask, case, error, observation, output, plain_model, step, value
 
 EQUAL = {"of": "v", "to": 1}
 RIGHT, WRONG = observation({"v": value(1)}), observation({"v": value(2)})
@@ -100,7 +99,7 @@ def test_an_error_of_the_driver_is_ours_even_where_an_error_was_expected() -> No
         ("keys", {"of": "v", "exactly": []}, "v is a value of class int, which has no keys"),
         ("signature", {"of": "v", "parameters": []}, "v is a value of class int, which has no signature"),
         ("snapshot", {"of": "v", "view": "module_tree"}, "which has no tensors"),
-        ("instance", {"of": "sd", "of_class": "dict"}, "whose ancestors are not recorded"),
+        ("instance", {"of": "file", "of_class": "dict"}, "whose ancestors are not recorded"),
         ("same_object", ["v", "file"], "file is a folder, which has no identity"),
         ("warns", {"step": "nowhere"}, "our own mistake: the case came to no step 'nowhere'"),
         ("close", {"left": "y", "right": "y", "tolerance": "loose"}, "no tolerance class is called 'loose'"),
@@ -117,9 +116,13 @@ def test_a_check_with_nothing_to_judge_on_is_an_error_that_says_why(
     word: str, body: object, says: str
 ) -> None:
     entities = {
-        "v": value(1), "m": plain_model(), "y": output("y"), "meta": output("z", device="meta", values=None),
-        "sd": {"kind": "state_dict", "object": "#1", "class": "dict", "tensors": []}, "file": {"kind": "folder", "files": {}},
-    }  # fmt: skip
+        "v": value(1),
+        "m": plain_model(),
+        "y": output("y"),
+        "meta": output("z", device="meta", values=None),
+        "sd": {"kind": "state_dict", "object": "#1", "class": "dict", "tensors": []},
+        "file": {"kind": "folder", "files": {}},
+    }
     verdict = ask(word, body, observation(entities))
     assert verdict.verdict == "error"
     assert says in str(verdict.observed)
@@ -141,6 +144,11 @@ def test_what_was_observed_carries_no_address_no_path_and_no_token() -> None:
     seen = observation(steps=[step("a", error=error("OSError", message))])
     verdict = ask("raises", {"step": "a", "error": "ValueError"}, seen)
     assert verdict.observed == "OSError: no file <path> for <object at <address>> and <path>"
+    order = observation(steps=[step("a", error=error("KeyError", "no {'b', 'a'} in {'c'}"))])
+    assert (
+        ask("raises", {"step": "a", "error": "ValueError"}, order).observed
+        == "KeyError: no {'a', 'b'} in {'c'}"
+    )
     names = ask("same_object", ["a", "b"], observation({"a": plain_model(), "b": value(None)}))
     assert "#" not in str(names.observed)
 

@@ -1,4 +1,6 @@
-"""Every check word: an observation on which it passes, and for each way to be wrong one on which it does not."""
+"""Every check word: an observation on which it passes, and for each way to be wrong one on which it fails."""
+# The tables read best with a row on a line.
+# ruff: noqa: E501
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 import scenes
 import torch
+from peft_conformance.judge import WORDS
 from scenes import (
     adapted_model,
     ask,
@@ -29,8 +32,6 @@ from scenes import (
     value,
     warning,
 )
-
-from peft_conformance.judge import WORDS
 
 TRAINS = {"of": "m", "role": "trainable", "adapter": "default", "have": {"requires_grad": True}}
 
