@@ -23,7 +23,8 @@ Config = TypeVar("Config", bound="PeftConfig")
 class PeftConfig:
     """The fields that every method has.
 
-    Raises ValueError for an unknown `task_type`, TypeError (Python's own) for an unknown field.
+    Raises ValueError for an unknown `task_type` or fields that exclude each other, TypeError (Python's own)
+    for an unknown field.
     """
 
     task_type: str | TaskType | None = None
@@ -44,6 +45,26 @@ class PeftConfig:
             )
         if self.peft_version is None:
             self.peft_version = PEFT_VERSION
+
+        self._check_targets()
+
+    def _check_targets(self) -> None:
+        """The rules for the fields with which most methods say what they adapt: lists become sets, as in
+        PEFT.
+        """
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(getattr(self, name, None), (list, tuple)):
+                setattr(self, name, set(getattr(self, name)))
+        for name in ("layers_to_transform", "layers_pattern"):
+            if (
+                isinstance(getattr(self, "target_modules", None), str)
+                and getattr(self, name, None) is not None
+            ):
+                raise ValueError(f"`{name}` cannot be used when `target_modules` is a str.")
+        if getattr(self, "layers_pattern", None) and getattr(self, "layers_to_transform", None) is None:
+            raise ValueError(
+                "`layers_pattern` needs `layers_to_transform`: when it is given, that must be too."
+            )
 
     @property
     def is_prompt_learning(self) -> bool:

@@ -102,8 +102,8 @@ def set_peft_model_state_dict(
 
     Returns a named tuple: `missing_keys`, the live keys that were not set (base weights among them), and
     `unexpected_keys`, the given keys that belong nowhere. `low_cpu_mem_usage` replaces parameters (on meta
-    or not) by copies of the given tensors on the base layer's device and in its dtype; otherwise values are
-    copied into them.
+    or not) by copies of the given tensors, in the same dtype and on the base layer's device; otherwise
+    values are copied into them.
 
     Everything is checked before anything changes. Raises RuntimeError for tensors of another shape (with
     `ignore_mismatched_sizes` they are left out, with a warning), KeyError for an unknown adapter or an
@@ -220,13 +220,12 @@ def _base_tensors(model: nn.Module) -> dict[str, tuple[str, Tensor]]:
 
 
 def _like(value: Tensor, current: Tensor, holder: Holder | None) -> Tensor:
-    """A copy of `value` where its place wants it: as the base weight for an adapter's tensor, else as what
-    is there.
+    """A copy of `value` in the dtype of the tensor it replaces, on the base weight's device (that one may be
+    meta).
     """
-    model = holder.weight if isinstance(holder, BaseTunerLayer) else current
-    dtype = model.dtype if model.is_floating_point() and value.is_floating_point() else value.dtype
-    device = value.device if model.device.type == "meta" else model.device
-    return value.detach().to(device=device, dtype=dtype, copy=True)
+    device = (holder.weight if isinstance(holder, BaseTunerLayer) else current).device
+    dtype = current.dtype if current.is_floating_point() and value.is_floating_point() else value.dtype
+    return value.detach().to(device=value.device if device.type == "meta" else device, dtype=dtype, copy=True)
 
 
 def _warn_if_sharded(tensors: dict[str, Tensor], layer_cls: type[BaseTunerLayer]) -> None:

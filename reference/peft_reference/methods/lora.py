@@ -89,16 +89,6 @@ class LoraConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.LORA
-        for name in ("target_modules", "exclude_modules"):
-            if isinstance(getattr(self, name), (list, tuple)):
-                setattr(self, name, set(getattr(self, name)))
-        for name in ("layers_to_transform", "layers_pattern"):
-            if isinstance(self.target_modules, str) and getattr(self, name) is not None:
-                raise ValueError(f"`{name}` cannot be used when `target_modules` is a str.")
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError(
-                "When `layers_pattern` is specified, `layers_to_transform` must also be specified."
-            )
         if isinstance(self.target_parameters, str):
             raise TypeError("`target_parameters` must be a list of strings or None.")
         if self.lora_bias and (self.use_dora or self.init_lora_weights not in (True, False)):
@@ -133,9 +123,7 @@ class LoraConfig(PeftConfig):
 
 
 class LoraLayer(BaseTunerLayer):
-    """A layer with LoRA adapters. On an embedding A and B are bare parameters, elsewhere the weights of two
-    layers.
-    """
+    """A layer with LoRA adapters: A and B are the weights of two layers, bare parameters on an embedding."""
 
     prefix = "lora_"
     operators = OPERATORS
