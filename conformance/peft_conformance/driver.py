@@ -13,7 +13,6 @@ import copy
 import importlib
 import inspect
 import io
-import itertools
 import json
 import re
 import traceback
@@ -32,6 +31,7 @@ from torch import nn
 from peft_conformance import models
 from peft_conformance.isolation import global_state, isolated, seed_all
 from peft_conformance.records import TEXT_LIMIT, Record, Recorder, mro
+from peft_conformance.script_parts import perturb
 
 Observation = dict[str, Any]  # JSON, but for "tensors": {key: tensor}, which travels as a safetensors file
 
@@ -176,7 +176,7 @@ class _Run:
     def _record(self, id: str, values: str | None = None) -> Record:
         entity = self.entity(id)
         if entity.kind == "tensor":
-            values = id  # outputs are what `close` compares: always with their values
+            values = values or id  # outputs are what `close` compares: always with their values
         return self.recorder.record(entity.value, entity.kind, values) | entity.note
 
     def entity(self, id: str) -> Entity:
@@ -392,29 +392,10 @@ class _Run:
             output.float().square().sum().backward()
 
     def _perturb(self, body: dict[str, Any]) -> None:
-        part, adapter = body.get("part", "adapter"), body.get("adapter")
-        slots = {"adapter": set(self.program.get("slots", ())), "aux": {"modules_to_save"}}
-        both = slots["adapter"] | slots["aux"]
-
-        def chosen(name: str) -> bool:
-            parts = name.split(".")
-            if part == "base":
-                return both.isdisjoint(parts[:-1])
-            pairs = itertools.pairwise(parts)
-            return any(slot in slots[part] and adapter in (None, below) for slot, below in pairs)
-
-        self._add_noise(body, [(n, p) for n, p in self.model(body["of"]).named_parameters() if chosen(n)])
-
-    def _add_noise(self, body: dict[str, Any], parameters: list[tuple[str, nn.Parameter]]) -> None:
-        parameters = sorted((n, p) for n, p in parameters if p.is_floating_point())
-        if not parameters:
-            raise Missing(f"nothing to perturb: {body['of']} has no {body.get('part', 'adapter')} tensors"
-                          f" of {body.get('adapter') or 'any adapter'}")  # fmt: skip
-        generator = torch.Generator().manual_seed(body.get("seed", 0))
-        with torch.no_grad():
-            for _, parameter in parameters:
-                noise = torch.randn(parameter.shape, generator=generator) * NOISE
-                parameter.add_(noise.to(device=parameter.device, dtype=parameter.dtype))
+        part, adapter, slots = body.get("part", "adapter"), body.get("adapter"), self.program.get("slots", ())
+        if not perturb(self.model(body["of"]), part, adapter, body.get("seed", 0), slots, NOISE):
+            whose = f" of {adapter or 'any adapter'}" if part != "base" else ""
+            raise Missing(f"nothing to perturb: {body['of']} has no {part} tensors{whose}")
 
     def _set_tensor(self, body: dict[str, Any]) -> None:
         value, name = self.entity(body["of"]).value, body["name"]
