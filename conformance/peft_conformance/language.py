@@ -36,7 +36,14 @@ FOLDERS = {  # folder below specs/ -> schema of its files
     "sources": "sources",
 }
 NOT_WORDS = {"id", "level", "because"}  # keys of a check beside the one that names it
-SECTIONS = ("models", "sets", "tolerances", "errors", "capabilities", "operations")  # of the vocabulary
+SECTIONS = {  # of the vocabulary -> what one entry is called
+    "models": "model",
+    "sets": "set",
+    "tolerances": "tolerance",
+    "errors": "error class",
+    "capabilities": "capability",
+    "operations": "operation",
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -67,8 +74,9 @@ class SpecErrors(Exception):
 
 def closest(word: object, known: Iterable[object]) -> str | None:
     """The known word that is spelled most like `word`, if any is near."""
-    matches = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.6)
-    return matches[0] if matches and matches[0] != str(word) else None
+    by_spelling = {str(k).casefold(): str(k) for k in known if str(k) != str(word)}
+    matches = difflib.get_close_matches(str(word).casefold(), by_spelling, n=1)
+    return by_spelling[matches[0]] if matches else None
 
 
 # --- YAML -----------------------------------------------------------------------------------------
@@ -168,7 +176,8 @@ class _Reader:
             return items
         if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
             return self.scalar(node, kind)
-        self.error(node, f"tag {node.tag!r} is not allowed: specs hold plain data")
+        tag = node.tag.replace(_CORE, "!!")
+        self.error(node, f"tag {tag} is not allowed: specs hold plain data")
         return None
 
     def mapping(self, node: yaml.MappingNode) -> Map:
@@ -178,7 +187,7 @@ class _Reader:
             if not isinstance(key, str):
                 self.error(key_node, f"key {key!r} is no string; put it in quotes")
                 key = str(key)
-            if key == "<<":
+            if key == "<<" and not key_node.style:
                 self.error(key_node, "merge keys are not part of the language: write the entries out")
             if key in entries:
                 self.error(key_node, f"duplicate key {key!r}, first on line {entries.lines[key]}")
@@ -222,7 +231,10 @@ def read_yaml(file: Path) -> Map:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise fail(mark.line + 1 if mark else 1, f"not YAML: {error.problem or error.context}") from None
+        raise fail(
+            mark.line + 1 if mark else 1,
+            "not YAML: " + ", ".join(filter(None, (error.context, error.problem))),
+        ) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise fail(line, f"not YAML: character {error.character!r} is not allowed") from None
@@ -329,7 +341,7 @@ def schema_errors(file: Path, data: Any, ref: str) -> list[SpecError]:
     found = {
         f: None for error in validator(ref).iter_errors(data) for f in _findings(error)
     }  # ordered, no doubles
-    several = {f.path for f in found if f.kind == "oneOf"}
+    several = {f.path for f in found if f.kind == "several"}
     mended = {(f.path[:-1], f.suggestion) for f in found if f.kind == "additionalProperties"}
     return [
         SpecError(file, line_at(data, f.path), f.message, f.suggestion)
@@ -363,19 +375,8 @@ def _choice(error: Any, path: tuple[str | int, ...], kind: str) -> Iterator[_Fin
     branches, found = error.validator_value, error.instance
     words = [b["required"][0] for b in branches if set(b) == {"required"}]
     if len(words) == len(branches):  # told apart by a key: steps, checks, then or variants
-        present = [w for w in words if w in found]
-        others = [k for k in found if k not in NOT_WORDS | {"as", "args", "on", "label", "raises"}]
-        what = {"same_object": "check", "make_model": "step"}.get(words[0])
-        if present:
-            yield _Finding(
-                path, kind, f"{' and '.join(map(repr, present))} in one {what or _place(path)}: choose one"
-            )
-        elif what and others:
-            yield _Finding(
-                (*path, others[0]), kind, f"unknown {what} {others[0]!r}", closest(others[0], words)
-            )
-        else:
-            yield _Finding(path, kind, f"{what or _place(path)} without any of {_listed(words)}")
+        if isinstance(found, dict):
+            yield _chosen_by_key(words, found, path)
         return
     by_branch: dict[int, list[Any]] = {}
     for sub in error.context or ():
@@ -395,6 +396,20 @@ def _choice(error: Any, path: tuple[str | int, ...], kind: str) -> Iterator[_Fin
         yield _Finding(path, "type", message)
 
 
+def _chosen_by_key(words: list[str], found: dict[str, Any], path: tuple[str | int, ...]) -> _Finding:
+    """An object that has none, or more than one, of the keys of which one says what it is."""
+    what = {"same_object": "check", "make_model": "step"}.get(words[0], _place(path))
+    present = [word for word in words if word in found]
+    others = [k for k in found if k not in NOT_WORDS | {"as", "args", "on", "label", "raises"}]
+    if present:
+        return _Finding(path, "several", f"{what} has {' and '.join(map(repr, present))}: choose one")
+    if others and what in ("check", "step"):
+        return _Finding(
+            (*path, others[0]), "oneOf", f"unknown {what} {others[0]!r}", closest(others[0], words)
+        )
+    return _Finding(path, "oneOf", f"{what} without any of {_listed(words)}")
+
+
 def _leaf(error: Any, place: str) -> str:
     value, found = error.validator_value, error.instance
     kind = str(error.validator)
@@ -407,14 +422,19 @@ def _leaf(error: Any, place: str) -> str:
         return f"{place}: {found!r} is not {why}"
     if kind in ("type", "pattern"):
         return f"{place}: expected {_wanted(error)}, found {_describe(found)}"
+    more = (
+        [key for key in error.schema.get("properties", ()) if key not in found]
+        if kind == "minProperties"
+        else []
+    )
     return {
         "const": f"{place}: expected {value!r}, found {_describe(found)}",
         "minLength": f"{place}: {found!r} is too short to say anything: at least {value} characters",
-        "minItems": f"{place}: at least {value} items needed",
-        "maxItems": f"{place}: at most {value} items",
+        "minItems": f"{place}: {_count(found)} given, at least {value} needed",
+        "maxItems": f"{place}: {_count(found)} given, at most {value} allowed",
         "uniqueItems": f"{place}: an item is listed twice",
-        "minProperties": f"{place} says too little: add {_listed(error.schema.get('properties', ()))}",
-        "maxProperties": f"{place} says too much: expected {value} keys",
+        "minProperties": f"{place} says too little, add one of {_listed(more)}",
+        "maxProperties": f"{place} says too much, at most {value} keys are allowed",
     }.get(kind, f"{place}: {error.message}")
 
 
@@ -444,6 +464,10 @@ def _describe(value: Any) -> str:
 def _listed(words: Iterable[object]) -> str:
     names = [str(w) for w in words]
     return ", ".join(names) if len(names) <= 8 else ", ".join([*names[:7], f"… ({len(names)} in all)"])
+
+
+def _count(value: Any) -> int:
+    return len(value) if isinstance(value, list) else 0
 
 
 def _place(path: tuple[str | int, ...]) -> str:
@@ -558,9 +582,7 @@ def _assemble(specs_dir: Path, files: dict[Path, Map]) -> Suite:
         for section in SECTIONS if folder == "vocabulary" else ():
             entries = data.get(section, Map(1))
             for name, value in entries.items():
-                put(
-                    getattr(suite, section), section.removesuffix("s"), name, value, file, entries.lines[name]
-                )
+                put(getattr(suite, section), SECTIONS[section], name, value, file, entries.lines[name])
         if folder == "methods":
             put(suite.cards, "card", data["method"], data, file, data.lines["method"])
         elif folder == "sources" and "document" in data:

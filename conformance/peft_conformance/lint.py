@@ -148,6 +148,8 @@ def _sets(suite: Suite) -> Iterator[SpecError]:
         for name, entry in data.get("sets", {}).items():
             if ("cards" in entry) == ("values" in entry):
                 yield SpecError(file, entry.line, f"set {name!r} needs either `values` or `cards`")
+            elif not suite.set_values(name):
+                yield SpecError(file, entry.line, f"set {name!r} is empty: no card is of that kind")
 
 
 def _cards(suite: Suite) -> Iterator[SpecError]:
@@ -191,8 +193,16 @@ def _needs(suite: Suite) -> Iterator[SpecError]:
         for need in clause.needs:
             if need not in first:
                 yield SpecError(clause.file, line, f"needs unknown clause {need!r}", closest(need, first))
-            elif clause.id in _reached(first, need):
+            elif need == clause.id:
+                yield SpecError(clause.file, line, "needs itself")
+            elif clause.id == _opens_circle(first, clause.id, need):
                 yield SpecError(clause.file, line, f"needs {need!r}, which needs this clause in turn")
+
+
+def _opens_circle(clauses: Mapping[str, Clause], name: str, need: str) -> str | None:
+    """The first clause, in file order, of the circle that `name` closes by needing `need`, if it does."""
+    circle = {other for other in _reached(clauses, need) if name in _reached(clauses, other)}
+    return next((other for other in clauses if other in circle), None) if name in circle else None
 
 
 def _reached(clauses: Mapping[str, Clause], start: str) -> set[str]:
@@ -262,6 +272,7 @@ class _ClauseLint:
         self.entities: dict[str, _Entity] = {}
         self.labels: dict[str, Any] = {}  # label -> step
         self.axes_used: set[str] = set()
+        self.meant: set[str | None] = set()  # entities that a misspelled name was taken for
         steps = [*flat(clause.given), *flat(clause.when)]
         self.made_later = {name for step in steps if (name := self.makes(step))}
         self.head()
@@ -278,16 +289,16 @@ class _ClauseLint:
         for axis in set(clause.matrix) - self.axes_used:
             self.error(self.raw["matrix"].lines[axis], f"axis {axis!r} is in the matrix, but nothing uses it")
         for name, entity in self.entities.items():
-            if not (entity.used or entity.attempt):
+            if not (entity.used or entity.attempt or name in self.meant):
                 self.error(entity.line, f"entity {name!r} is never used")
 
     def error(self, line: int, message: str, suggestion: str | None = None) -> None:
         self.errors.append(SpecError(self.clause.file, line, message, suggestion))
 
-    def known(self, what: str, name: Any, table: Collection[Any], line: int) -> bool:
+    def known(self, what: str, name: Any, table: Collection[Any], line: int, of: str = "") -> bool:
         """Whether `name` is in a table of the vocabulary; if not, an error with the nearest that is."""
         if name not in table:
-            self.error(line, f"unknown {what} {name!r}", closest(name, table))
+            self.error(line, f"unknown {what} {name!r}" + (f" of {of}" if of else ""), closest(name, table))
         return name in table
 
     def in_range(self, api: str, what: str, line: int) -> None:
@@ -312,7 +323,7 @@ class _ClauseLint:
             line = getattr(source, "line", clause.line)
             if "document" in source and self.known("document", source["document"], suite.sources, line):
                 sentences = [entry["id"] for entry in suite.sources[source["document"]]["sentences"]]
-                self.known(f"sentence of {source['document']}", source["sentence"], sentences, line)
+                self.known("sentence", source["sentence"], sentences, line, of=source["document"])
         rows = {row for listed in suite.rows.get("areas", {}).values() for row in listed}
         for row, line in zip(clause.rows, raw["rows"].lines if clause.rows else (), strict=True):
             if suite.rows:  # a suite of its own need not have the inventory
@@ -330,9 +341,9 @@ class _ClauseLint:
         """Axes, their values, and what is excluded of them."""
         clause, raw = self.clause, self.raw.get("matrix", Map(1))
         for axis, values in clause.matrix.items():
-            line, name = raw.lines[axis], clause.axis_sets.get(axis)
-            if name and self.known("set", name, self.suite.sets, line) and not values:
-                self.error(line, f"set {name!r} is empty")
+            line = raw.lines[axis]
+            if axis in clause.axis_sets:
+                self.known("set", clause.axis_sets[axis], self.suite.sets, line)
             if len({*map(str, values)}) < len(values) or len({*values}) < len(values):
                 self.error(line, f"axis {axis!r} has values that read the same")
         if not all(clause.matrix.values()):
@@ -355,8 +366,8 @@ class _ClauseLint:
             for value in self.clause.matrix[axis]:
                 filled = fill(part, {**first, axis: value})
                 for made in configs(filled):
-                    method = str(made["config"]).upper()
-                    made["config"] = method if method in self.suite.cards else made["config"]
+                    if made["config"] not in NO_CARD:  # `config` says whether there is a card
+                        made["config"] = str(made["config"]).upper()
                 kind = "check" if "id" in filled and step_word(filled) == "id" else "step"
                 for fault in schema_errors(self.clause.file, filled, f"clauses.schema.json#/$defs/{kind}"):
                     self.error(
@@ -385,9 +396,15 @@ class _ClauseLint:
         """An entity that is named: it is there, its kind fits, and what is acted on is no capture."""
         entity = self.entities.get(name)
         if entity is None:
-            later = name in self.made_later
-            message = f"entity {name!r} is used before it is made" if later else f"unknown entity {name!r}"
-            self.error(line, message, None if later else closest(name, self.made_later))
+            near = None
+            if name in self.made_later:
+                message = f"entity {name!r} is used before it is made"
+            elif name in self.labels:
+                message = f"entity {name!r} is never made: its step raises"
+            else:
+                message, near = f"unknown entity {name!r}", closest(name, self.made_later)
+                self.meant.add(near)
+            self.error(line, message, near)
             return None
         entity.used = True
         if kinds and entity.kind not in (*kinds, "any"):
@@ -425,7 +442,7 @@ class _ClauseLint:
                 for model in models & set(self.suite.models):
                     for name in self.axis_values(body["input"]):
                         inputs = self.suite.models[model]["inputs"]
-                        self.known(f"input of {model}", name, inputs, body.lines["input"])
+                        self.known("input", name, inputs, body.lines["input"], of=model)
             values = bool(body.get("values"))
         made, label = self.makes(step), step_label(step)
         if made in self.entities:
@@ -473,7 +490,7 @@ class _ClauseLint:
             config = self.suite.cards[str(value).upper()]["config"]
             for name in made.get("fields", ()) if "fields" in config else ():
                 at = made["fields"].lines[name]
-                if self.known(f"field of {config['class']}", name, config["fields"], at):
+                if self.known("field", name, config["fields"], at, of=config["class"]):
                     self.in_range(
                         config["fields"][name].get("api", ">=0"), f"{name} of {config['class']}", at
                     )
