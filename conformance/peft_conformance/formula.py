@@ -253,9 +253,9 @@ def effective(
         raise Misfit(
             f"the formula gives a weight of shape {list(w.shape)}, the layer's is {list(base.shape)}"
         )
-    return (w.mT if LAYERS[layer].transposed else w.reshape(stored.shape)), (
-        b if isinstance(b, Tensor) else None
-    )
+    if bias is None and not (isinstance(b, Tensor) and b.any()):
+        b = None  # whatever a formula makes of no bias is no bias
+    return (w.mT if LAYERS[layer].transposed else w.reshape(stored.shape)), b
 
 
 def apply_layer(

@@ -528,7 +528,8 @@ def _layer_state(
         card = card_of(config, scene.suite.cards) if config else None
         if config is None or card is None:
             raise Unjudgeable(f"{entity} has no config with a card for adapter {name!r}")
-        own = {tag.tensor: t for t, tag in here if tag.adapter == name and tag.has_role("adapter")}
+        places = [*here, *(item for item in scene.tagged(entity) if item[1].role == "shared")]
+        own = {tag.tensor: t for t, tag in places if tag.adapter == name and tag.has_role("adapter")}
         used += own.values()
         tensors = {tensor: scene.values(t, t["name"]) for tensor, t in own.items()}
         adapters.append(formula.Adapter(name, card, config["fields"], tensors))

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from peft_conformance.cases import Plain
 
-# What an observation must not carry, since it differs between runs: addresses, absolute paths, the order of sets.
+# What differs between two runs of one program: addresses, the order of sets, absolute paths.
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")
 _SET = re.compile(r"\{('[^']*'(?:, '[^']*')+)\}")
 _PATH = re.compile(r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\](?:[\w.+~-]+[/\\])+[\w.+~-]*")

@@ -63,13 +63,12 @@ def unwrapped(path: str, modules: Mapping[str, Any] | None) -> str:
     return ".".join(parts)
 
 
+def _adapted(modules: Mapping[str, Any], path: str) -> bool:
+    return path in modules and modules[path]["adapter"] is not None
+
+
 def _wraps(modules: Mapping[str, Any], path: str, part: str) -> bool:
-    module = modules.get(path)
-    if module is None:
-        return False
-    if part == "base_layer":
-        return module.get("adapter") is not None
-    return f"{path}.modules_to_save".lstrip(".") in modules
+    return _adapted(modules, path) if part == "base_layer" else join(path, "modules_to_save") in modules
 
 
 def _slots(cards: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
@@ -100,19 +99,20 @@ def tags(record: Record, cards: Cards) -> list[Tagged]:
         for i in range(len(parts) - 1, -1, -1):
             path, here, after = ".".join(parts[:i]), parts[i], parts[i + 1 :]
             if here == "modules_to_save" and after and modules is not None:
-                if f"{path}.original_module".lstrip(".") in modules:
+                if join(path, "original_module") in modules:
                     rest = ".".join(after[1:])
                     return _tag("aux", path, after[0], rest, [unwrapped(path, modules), here], rest)
                 continue
             if here not in everything:
                 continue
+            rest = ".".join(after)
+            if modules is None and rest in everything[here]:  # as in a checkpoint: no adapter's name
+                return _tag(everything[here][rest], path, None, join(here, rest), [path, here], rest)
             rest = ".".join(after[1:])
             role = of_adapter.get(after[0], everything).get(here, {}).get(rest) if after else None
-            if role is not None:
+            # Without a config that knows the adapter, `lora_A.weight` could be a plain layer of that name.
+            if role is not None and (rest or modules is None or after[0] in known or _adapted(modules, path)):
                 return _tag(role, path, after[0], join(here, rest), [path, here], rest)
-            if modules is None and ".".join(after) in everything[here]:
-                rest = ".".join(after)
-                return _tag(everything[here][rest], path, None, join(here, rest), [path, here], rest)
         owner, _, last = name.rpartition(".")
         plain = unwrapped(owner, modules)
         return _tag("base", plain, None, last, [plain], last)

@@ -106,6 +106,14 @@ def test_no_adapter_leaves_the_layer_alone() -> None:
     assert (weight.tolist(), bias) == (B.tolist(), None)
 
 
+def test_an_adapters_bias_can_stand_on_a_layer_without_one() -> None:
+    bias = effective(
+        "Linear", W, None, [adapter(A, B, bias=torch.tensor([2.0, 0.0, 4.0]), lora_bias=True)], {}
+    )[1]
+    assert bias is not None
+    assert bias.tolist() == [3.0, 0.0, 6.0]
+
+
 def test_several_adapters_add_their_changes_to_the_base() -> None:
     both = effective("Linear", B @ A, None, [adapter(A, B), adapter(A, -2 * B, "other")], {"s": 1.0})[0]
     assert both.tolist() == torch.zeros(3, 2).tolist()
@@ -127,6 +135,17 @@ def test_composing_adapters_change_what_the_one_before_left() -> None:
     assert [x.item() for x in effective("Linear", two, two[0], doubling("sum"), {})] == [6.0, 10.0]
     with pytest.raises(FormulaError, match="one adapter at a time, given 2"):
         effective("Linear", two, None, doubling("one"), {})
+
+
+def test_a_layer_without_bias_is_given_none() -> None:
+    tensors = {"l": {"role": "trainable", "shape": ["out", 1]}}
+    card = {"method": "SCALE", "tensors": tensors, "weight": "l * W", "bias": "b * l[:, 0]"}
+    scaled = Adapter("a", card, {}, {"l": torch.tensor([[2.0], [1.0], [0.5]])})
+    weight, bias = effective("Linear", torch.ones(3, 2), None, [scaled], {})
+    assert (weight.tolist(), bias) == ([[2.0, 2.0], [1.0, 1.0], [0.5, 0.5]], None)
+    bias = effective("Linear", torch.ones(3, 2), torch.ones(3), [scaled], {})[1]
+    assert bias is not None
+    assert bias.tolist() == [2.0, 1.0, 0.5]
 
 
 def test_a_bias_of_the_adapter_is_scaled_and_added() -> None:

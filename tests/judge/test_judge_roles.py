@@ -44,6 +44,7 @@ def test_adapters_are_told_apart_by_name() -> None:
         ("default.weight", "base"),
         ("default_block.default.weight", "base"),
         ("lora_A.weight", "base"),
+        ("odd_scale.weight", "base"),  # a layer called like a slot; the slot would be on an adapted layer
         ("x.lora_head.default.weight", "base"),
         ("x.modules_to_save.default.weight", "base"),  # nothing there wraps a module
         ("weight", "base"),
@@ -105,6 +106,19 @@ def test_checkpoint_keys_name_no_adapter() -> None:
         ("trainable", None),
         ("trainable", "default"),
         ("base", None),
+    ]
+
+
+def test_a_key_that_could_be_read_both_ways_is_a_checkpoints() -> None:
+    """AdaLoRA's `lora_A` of an adapter called weight, or LoRA's `lora_A.weight`."""
+    cards = {**CARDS, "ADALORA": {**CARDS["ODD"], "tensors": {"lora_A": {"shape": [4], "role": "trainable"}}}}
+    read = [
+        tags(state_dict(name), cards)[0][1] for name in ("x.lora_A.weight", "x.lora_A.default", "x.lora_A")
+    ]
+    assert [(tag.tensor, tag.adapter) for tag in read] == [
+        ("lora_A.weight", None),
+        ("lora_A", "default"),
+        ("lora_A", None),
     ]
 
 
