@@ -104,6 +104,7 @@ class Injection:
             names = select_by_keys(
                 config, self.targets, candidates, state_dict, self.layer_cls.adapter_layer_names
             )
+        self.targeted_module_names = names
         self.layers = {name: self._adapted_layer(name, candidates[name]) for name in names}
         for name, layer in self.layers.items():
             self.layer_cls.check(config, layer.get_base_layer(), layer.op, name)
@@ -206,6 +207,8 @@ class Injection:
         except BaseException:
             self.undo()
             raise
+        for plan in (self.layers, self.contents, self.wrappers, self.copies):
+            plan.clear()  # the model has them now, and may delete them
         return self
 
     def undo(self) -> None:
@@ -300,7 +303,7 @@ class BaseTuner(nn.Module):
         self.injection = injection.apply()
         self.model = model
         self.training = model.training
-        self.targeted_module_names = list(injection.layers)
+        self.targeted_module_names = injection.targeted_module_names
 
     @property
     def peft_config(self) -> dict[str, PeftConfig]:
@@ -326,7 +329,9 @@ class BaseTuner(nn.Module):
     ) -> Injection:
         """Add an inactive, frozen adapter."""
         done = Injection(self.model, type(self), peft_config, adapter_name, False, low_cpu_mem_usage).apply()
-        self.targeted_module_names = list(dict.fromkeys([*self.targeted_module_names, *done.layers]))
+        self.targeted_module_names = list(
+            dict.fromkeys([*self.targeted_module_names, *done.targeted_module_names])
+        )
         return done
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:

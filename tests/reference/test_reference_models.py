@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import peft_reference as peft
@@ -225,3 +227,12 @@ def test_compiled_model_keys_round_trip() -> None:
     outcome = peft.set_peft_model_state_dict(fresh, peft.get_peft_model_state_dict(compiled))
     assert outcome.unexpected_keys == []
     torch.testing.assert_close(fresh(X), model(X))
+
+
+def test_a_deleted_adapter_is_freed() -> None:
+    model = peft.get_peft_model(build(), lora("lin0", modules_to_save=["lin1"]))
+    held = [weakref.ref(p) for p in model.parameters() if p.requires_grad]
+    model.delete_adapter("default")
+    gc.collect()
+    assert len(held) == 4
+    assert [ref for ref in held if ref() is not None] == []
