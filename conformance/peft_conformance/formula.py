@@ -247,22 +247,31 @@ def effective(
         from_w, from_b = (w, b) if together == "compose" else (base, base_bias)
         known = {"W": from_w, "b": from_b, "out": base.shape[0], "in": base.shape[1]}
         symbols = _symbols(adapter, layer, known, overrides)
-        w = w + (evaluate(adapter.card["weight"], symbols) - from_w)
-        b = b + (evaluate(adapter.card.get("bias", "b"), symbols) - from_b)
-    if w.shape != base.shape:
-        raise Misfit(
-            f"the formula gives a weight of shape {list(w.shape)}, the layer's is {list(base.shape)}"
-        )
+        w = w + (_sized(evaluate(adapter.card["weight"], symbols), base.shape, "weight") - from_w)
+        b = b + (_sized(evaluate(adapter.card.get("bias", "b"), symbols), base.shape[:1], "bias") - from_b)
     if bias is None and not (isinstance(b, Tensor) and b.any()):
         b = None  # whatever a formula makes of no bias is no bias
     return (w.mT if LAYERS[layer].transposed else w.reshape(stored.shape)), b
 
 
+def _sized(value: Value, shape: Sequence[int], what: str) -> Value:
+    """A formula's value, unless broadcasting has given it another shape than the layer's."""
+    if isinstance(value, Tensor) and list(value.shape) != list(shape):
+        raise Misfit(f"the formula gives a {what} of shape {list(value.shape)}, the layer's is {list(shape)}")
+    return value
+
+
 def apply_layer(
     layer: str, arguments: Mapping[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """The layer's output for input `x`, with the `arguments` that the model's declaration gives the layer."""
+    """The layer's output for input `x`, with the `arguments` that the model's declaration gives the layer.
+
+    Raises `Misfit` where weight or bias are not of the declared layer's shapes.
+    """
     if arguments.get("padding_mode", "zeros") != "zeros":
         raise FormulaError(f"no oracle for padding_mode {arguments['padding_mode']!r}")
     used = {name: arguments[name] for name in CONV_ARGUMENTS if name in arguments}
-    return LAYERS[layer].call(x.to(torch.float64) if x.is_floating_point() else x, weight, bias, **used)
+    try:
+        return LAYERS[layer].call(x.double() if x.is_floating_point() else x, weight, bias, **used)
+    except (RuntimeError, IndexError) as error:
+        raise Misfit(f"{layer} of input {list(x.shape)} and weight {list(weight.shape)}: {error}") from None

@@ -153,7 +153,7 @@ def _tensors(old: Sequence[Tagged], new: Sequence[Tagged]) -> Iterator[Change]:
         for tensor, _ in items:
             yield Change((tensor.get("object"),), ("presence",), tensor["name"], what)
     for (was, was_tag), (now, now_tag) in pairs:
-        keys = (was.get("object"), now.get("object"))
+        keys = (was.get("object"),)  # what was there must be allowed to change, whatever took its place
         name = now["name"]
         if was.get("object") != now.get("object"):
             yield Change(keys, ("presence",), name, "replaced by another tensor")
@@ -164,7 +164,7 @@ def _tensors(old: Sequence[Tagged], new: Sequence[Tagged]) -> Iterator[Change]:
         if was.get("storage") != now.get("storage"):
             yield Change(keys, ("storage",), name, "storage changed")
         if was.get("digest") != now.get("digest"):
-            yield Change((*keys, was.get("storage"), now.get("storage")), ("values",), name, "values changed")
+            yield Change((*keys, was.get("storage")), ("values",), name, "values changed")
         for aspect in ("dtype", "device", "shape", "requires_grad", "grad"):
             if was.get(aspect) != now.get(aspect):
                 what = f"{aspect} {plain.text(was.get(aspect))} → {plain.text(now.get(aspect))}"
@@ -204,7 +204,7 @@ def _model(old: Record, new: Record) -> Iterator[Change]:
         what = "new" if name in configs[1] else "gone"
         yield Change(root, ("config", "adapter:*", f"adapter:{name}"), f"peft_config[{name}]", what)
     for name in sorted(configs[0].keys() & configs[1].keys()):
-        fields = [config[name]["fields"] for config in configs]
+        fields = [config[name].get("fields", {}) for config in configs]
         keys = (configs[0][name].get("object"), *root)
         yield from _mapping(keys, "config", *fields, f"peft_config[{name}]", "fields")
         if configs[0][name].get("object") != configs[1][name].get("object"):
@@ -212,7 +212,7 @@ def _model(old: Record, new: Record) -> Iterator[Change]:
 
 
 def _names(active: Any) -> list[str]:
-    return [active] if isinstance(active, str) else list(active or ())
+    return [active] if isinstance(active, str) else list(active) if isinstance(active, list) else []
 
 
 def _structure(name: str, modules: Mapping[str, Any], what: str) -> tuple[str, ...]:
@@ -282,4 +282,4 @@ def _module(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]:
 def _without(value: Any, adapters: set[str]) -> Any:
     if isinstance(value, dict):
         return {name: item for name, item in value.items() if name not in adapters}
-    return [item for item in value if item not in adapters] if isinstance(value, list) else value
+    return [item for item in value if str(item) not in adapters] if isinstance(value, list) else value

@@ -274,7 +274,7 @@ def _module_lacks(module: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[
     for aspect, value in wanted.items():
         found = facts.get(aspect)
         if aspect in ("scaling", "rank") and isinstance(found, dict):
-            ok = all(name in found and math.isclose(found[name], number) for name, number in value.items())
+            ok = all(_is_near(found.get(name), number) for name, number in value.items())
         elif aspect == "adapters" and found is not None:
             ok = sorted(found) == sorted(value)
         else:
@@ -282,6 +282,10 @@ def _module_lacks(module: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[
         if not ok:
             phrases.append(f"{aspect} {plain.text(found)}")
     return phrases
+
+
+def _is_near(found: Plain, number: float) -> bool:
+    return isinstance(found, (int, float)) and not isinstance(found, bool) and math.isclose(found, number)
 
 
 def _keys_of(scene: Scene, entity: str) -> list[str]:
@@ -524,15 +528,15 @@ def _layer_state(
     values = [scene.values(tensor, tensor["name"]) for tensor in used]
     adapters = []
     for name in names:
-        config = (scene.record(entity).get("peft_config") or {}).get(name)
-        card = card_of(config, scene.suite.cards) if config else None
-        if config is None or card is None:
+        config = (scene.record(entity).get("peft_config") or {}).get(name, {})
+        card = card_of(config, scene.suite.cards)
+        if card is None:
             raise Unjudgeable(f"{entity} has no config with a card for adapter {name!r}")
         places = [*here, *(item for item in scene.tagged(entity) if item[1].role == "shared")]
         own = {tag.tensor: t for t, tag in places if tag.adapter == name and tag.has_role("adapter")}
         used += own.values()
         tensors = {tensor: scene.values(t, t["name"]) for tensor, t in own.items()}
-        adapters.append(formula.Adapter(name, card, config["fields"], tensors))
+        adapters.append(formula.Adapter(name, card, config.get("fields", {}), tensors))
     return values[0], values[1] if "bias" in base else None, adapters, used
 
 

@@ -164,6 +164,16 @@ def test_tensors_of_wrong_shape_do_not_fit() -> None:
         effective("Linear", W, None, [adapter(torch.ones(1, 5), B)], {})
     with pytest.raises(Misfit, match=r"gives a weight of shape \[3, 2\], the layer's is \[3, 1\]"):
         effective("Linear", torch.zeros(3, 1), None, [adapter(A, B)], {})  # broadcasting hides it
+    with pytest.raises(Misfit, match=r"gives a bias of shape \[3\], the layer's is \[1\]"):
+        effective(
+            "Linear",
+            torch.zeros(1, 2),
+            torch.zeros(1),
+            [adapter(A, B[:1], bias=torch.ones(3), lora_bias=True)],
+            {},
+        )
+    with pytest.raises(Misfit, match=r"Linear of input \[1, 5\] and weight \[3, 2\]"):
+        apply_layer("Linear", {}, torch.ones(1, 5), W.double(), None)
 
 
 def test_a_transposed_layer_and_an_embedding_store_their_weight_the_other_way() -> None:

@@ -486,6 +486,13 @@ def test_an_alias_of_changed_values_is_allowed_to_change_with_them() -> None:
     assert len(violations([], frame(before, after), CARDS)) == 2
 
 
+def test_a_tensor_that_may_not_change_may_not_become_one_that_may() -> None:
+    after = adapted_model()
+    find(after, "linear.base_layer.weight")["object"] = "#linear.lora_A.default.weight"
+    told = violations([{"of": "m", "role": "adapter"}], frame({"m": adapted_model()}, {"m": after}), CARDS)
+    assert told == ["m: linear.base_layer.weight: replaced by another tensor"]
+
+
 def test_a_config_shared_with_the_model_may_change_as_the_models_config() -> None:
     before, after = ({"m": adapted_model(), "c": config()} for _ in range(2))
     for record in (after["c"], after["m"]["peft_config"]["default"]):

@@ -176,6 +176,64 @@ def test_judging_changes_nothing_and_says_the_same_twice() -> None:
     assert judge(asked, copy.deepcopy(seen), SUITE, {"tree": "x"}) == first
 
 
+STRANGE = [
+    None,
+    True,
+    3,
+    1.5,
+    "nan",
+    [],
+    ["default", 1],
+    {},
+    {"default": None},
+    {"default": "nan"},
+    [["a"], {"b": 1}],
+]
+
+
+@pytest.mark.parametrize("strange", STRANGE, ids=repr)
+@pytest.mark.parametrize(
+    "place", ["active", "merged", "disabled", "scaling", "r", "active_adapter", "active_adapters", "fields"]
+)
+def test_whatever_an_implementation_says_of_itself_is_judged(place: str, strange: object) -> None:
+    """These values are the implementation's own, so they may be anything JSON can hold."""
+    m = adapted_model()
+    layer = next(module["adapter"] for module in m["modules"] if module["adapter"])
+    if place == "fields":
+        m["peft_config"]["default"] = {
+            "kind": "value",
+            "object": "#1",
+            "class": "dict",
+            "mro": ["dict"],
+            "value": strange,
+        }
+    else:
+        (layer if place in layer else m)[place] = strange
+    have = {
+        "active": ["default"],
+        "merged": [],
+        "scaling": {"default": 1.5},
+        "rank": {"default": 4},
+        "disabled": False,
+    }
+    asked = case(
+        Check("modules", "modules", {"of": "m", "adapted": True, "have": have}, "MUST", 1),
+        Check("frame", "frame", {"modifies": []}, "MUST", 2),
+        Check("same", "same", {"left": "m", "right": "n", "aspects": ["active", "fields"]}, "MUST", 3),
+        Check(
+            "all",
+            "all",
+            {"of": "m", "role": "adapter", "adapter": "default", "have": {"dtype": "float32"}},
+            "MUST",
+            4,
+        ),
+    )
+    seen = observation({"m": m, "n": adapted_model()}, before={"m": adapted_model()})
+    verdicts = [v.verdict for v in judge(asked, seen, SUITE)]
+    assert verdicts[1] == "fail" or (place, strange) == ("merged", [])
+    assert "error" not in verdicts
+
+
 def test_verdicts_are_plain_data() -> None:
     for level in ("MUST", "MAY"):
         verdict = ask("all", {"of": "m", "have": {"shape": [1]}}, observation({"m": adapted_model()}), level)
