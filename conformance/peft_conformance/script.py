@@ -234,7 +234,7 @@ class _Script:
         if made.get("device", "cpu") != "cpu":
             text += f".to(next({model}.parameters()).device)"
         name = declaration.get("transformers", {}).get("class", "")
-        attribute = (".last_hidden_state" if name.endswith("Model") else ".logits") if name else ""
+        attribute = (".logits" if "LM" in name else ".last_hidden_state") if name else ""
         self.inputs = text
         return f"{model}({f'{key}=' if key else ''}{text}){attribute}"
 
@@ -360,14 +360,12 @@ class _Script:
     def chosen(self, body: Body, of: str = "of") -> str:
         """The expression for the tensors of a look that a selection means."""
         conditions = []
-        at = self.verdict.at.get("tensor")
         role = body.get("role")
-        if role in ("base", "aux"):
+        if role in ("base", "aux", "adapter"):
             conditions.append(f"t['part'] == {role!r}")
-        elif role == "adapter" or (role and at is None):
-            conditions.append("t['part'] == 'adapter'")
-        elif role:  # which of an adapter's tensors have this role is written in the method's card
-            conditions.append(f"name == {at!r}")
+        elif role:
+            of_role = [name for name, tensor in self.card()["tensors"].items() if tensor["role"] == role]
+            conditions.append(f"t['slot'] in {of_role!r}")
         if "adapter" in body:
             conditions.append(f"t['part'] != 'base' and t['adapter'] in ({body['adapter']!r}, None)")
         if "module" in body:
@@ -518,60 +516,53 @@ class _Script:
     def formula(self, body: Body) -> None:
         """The output, or the merged weight, is what the method's formula says."""
         path = body["module"].removeprefix("base_model.model.")
-        kind, arguments = next(
-            (link[1], link[2] if len(link) > 2 else {})
-            for declaration in self.program["models"].values()
-            for link in declaration.get("chain", ())
-            if link[0] == path
-        )
-        layer = formula.LAYERS[kind]
-        flat = ".mT" if layer.transposed else ".flatten(1)"
-        self.add(f"seen = {self.look(body['of'])}['tensors']")
-        for symbol, name in (("W0", "weight"), ("b0", "bias")):
-            names = [f"{body['module']}.base_layer.{name}", f"{body['module']}.{name}"]
-            self.add(f"{symbol} = next((seen[n]['values'].double() for n in {names!r} if n in seen), None)")
-        self.add(f"weight = W = W0{flat}\nbias = b = 0.0 if b0 is None else b0")
-        model = self.var(self.captured.get(body["of"], body["of"]))
+        links = [link for model in self.program["models"].values() for link in model.get("chain", ())]
+        kind, arguments = next((link[1], dict(*link[2:])) for link in links if link[0] == path)
+        transposed = formula.LAYERS[kind].transposed
+        self.add(f"state = {self.look(body['of'])}")
+        self.add("seen = {n.removeprefix('base_model.model.'): t for n, t in state['tensors'].items()}")
+        self.base("W0", "b0", "seen", path)
+        self.add(f"weight = W = W0.double(){'.mT' if transposed else '.flatten(1)'}")
+        self.add("bias = b = 0.0 if b0 is None else b0.double()")
+        card = self.card()
         for adapter in body["adapters"]:
-            self.adapter(adapter, model, kind, body)
-        shaped = "weight.mT" if layer.transposed else "weight.reshape(W0.shape)"
-        self.add(f"weight = {shaped}\nbias = None if b0 is None and isinstance(bias, float) else bias")
+            self.add(f"config = state['configs'][{adapter!r}]")
+            for target, base in (("weight", "W"), ("bias", "b")):
+                if target in card:
+                    symbols = formula.parse(card[target])[1] - {"W", "b"}
+                    self.symbols(symbols, adapter, kind, card, path, body.get("with", {}))
+                    self.add(f"{target} = {target} + ({_python(card[target])} - {base})")
+        self.add(f"weight = {'weight.mT' if transposed else 'weight.reshape(W0.shape)'}")
+        self.add("bias = bias if isinstance(bias, torch.Tensor) else None")
         compare = f"torch.testing.assert_close({{}}.double(), {{}}, {self.tolerance(body)})"
         if self.kinds.get(body["output"]) == "tensor":
-            self.add(f"x = {self.inputs_of(body['output'])}")
             used = "".join(f", {k}={v!r}" for k, v in arguments.items() if k in formula.CONV_ARGUMENTS)
             expected = {
                 "Linear": "F.linear(x.double(), weight, bias)",
                 "Conv1D": "F.linear(x.double(), weight.mT, bias)",
                 "Embedding": "F.embedding(x, weight)",
             }.get(kind, f"F.{kind.lower()}(x.double(), weight, bias{used})")
-            self.add(f"expected = {expected}\n{compare.format(self.var(body['output']), 'expected')}")
+            self.add(f"x = {self.inputs_of(body['output'])}\nexpected = {expected}")
+            self.add(compare.format(self.var(body["output"]), "expected"))
         else:
             self.add(f"merged = {self.look(body['output'])}['tensors']")
-            for name, value in (("weight", "weight"), ("bias", "bias")):
-                names = [f"{body['module']}.base_layer.{name}", f"{body['module']}.{name}", f"{path}.{name}"]
-                self.add(f"found = next((merged[n]['values'] for n in {names!r} if n in merged), None)")
-                self.add(f"assert (found is None) == ({value} is None)")
-                self.add(f"if found is not None:\n    {compare.format('found', value)}")
+            self.add("merged = {n.removeprefix('base_model.model.'): t for n, t in merged.items()}")
+            self.base("merged_weight", "merged_bias", "merged", path)
+            self.add(compare.format("merged_weight", "weight"))
+            self.add("assert (merged_bias is None) == (bias is None)")
+            self.add(f"if bias is not None:\n    {compare.format('merged_bias', 'bias')}")
 
-    def adapter(self, adapter: str, model: str, kind: str, body: Body) -> None:
-        """What one adapter adds to weight and bias, by its card."""
-        card = self.card()
-        self.add(f"config = {model}.peft_config[{adapter!r}]")
-        for target, text in (("weight", card["weight"]), ("bias", card.get("bias"))):
-            if text is None:
-                continue
-            base = {"weight": "W", "bias": "b"}[target]
-            self.symbols(formula.parse(text)[1] - {"W", "b"}, adapter, kind, card, body)
-            together = f"{_python(text)} - {base}"
-            self.add(f"{target} = {target} + ({together})")
+    def base(self, weight: str, bias: str, seen: str, path: str) -> None:
+        """The weight and bias of a layer, wrapped or not."""
+        for variable, name in ((weight, "weight"), (bias, "bias")):
+            names = (f"{path}.base_layer.{name}", f"{path}.{name}")
+            self.add(f"{variable} = next(({seen}[n]['values'] for n in {names!r} if n in {seen}), None)")
 
-    def symbols(self, wanted: set[str], adapter: str, kind: str, card: Any, body: Body) -> None:
+    def symbols(
+        self, wanted: set[str], adapter: str, kind: str, card: Any, path: str, overrides: dict[str, float]
+    ) -> None:
         """Lines that give the symbols of a formula their values."""
-        overrides, conv = (
-            body.get("with", {}),
-            ".flatten(1)" if kind.startswith("Conv") and kind != "Conv1D" else "",
-        )
+        conv = ".flatten(1)" if kind in ("Conv1d", "Conv2d", "Conv3d") else ""
         for symbol in sorted(wanted):
             name = _python(symbol)
             tensors = [
@@ -583,7 +574,7 @@ class _Script:
                 self.add(f"{name} = {overrides[symbol]!r}")
             elif tensors:
                 slot, _, rest = tensors[0][0].partition(".")
-                key = ".".join(filter(None, [body["module"], slot, adapter, rest]))
+                key = ".".join(filter(None, [path, slot, adapter, rest]))
                 value = f"seen[{key!r}]['values'].double()"
                 value += conv if rest != "bias" else ""
                 self.add(
@@ -592,15 +583,15 @@ class _Script:
             elif symbol in card.get("symbols", {}):
                 choices = card["symbols"][symbol]
                 inner = set().union(*(formula.parse(str(c["value"]))[1] for c in choices))
-                self.symbols(inner - {"W", "b"}, adapter, kind, card, body)
+                self.symbols(inner - {"W", "b"}, adapter, kind, card, path, overrides)
                 text = ""
                 for choice in choices:
-                    tests = " and ".join(f"config.{k} == {v!r}" for k, v in choice.get("when", {}).items())
+                    tests = " and ".join(f"config[{k!r}] == {v!r}" for k, v in choice.get("when", {}).items())
                     value = re.sub(r"\bsqrt\(", "math.sqrt(", _python(str(choice["value"])))
                     text += f"({value})" + (f" if {tests} else " if tests else "")
                 self.add(f"{name} = {text}")
             else:
-                self.add(f"{name} = {overrides.get(symbol, f'config.{symbol}')}")
+                self.add(f"{name} = config[{symbol!r}]")
 
     def card(self) -> Any:
         """The card of the method that the case uses."""
@@ -645,7 +636,7 @@ class _Script:
             "state_dict": f"state_dict_lines({self.var(body['of'])})",
             "module_tree": f"module_tree_lines({self.look(body['of'])})",
         }[body["view"]]
-        stored = str(self.verdict.expected).splitlines()
+        stored = str(self.verdict.expected).strip("\n").splitlines()
         self.add("stored = [\n" + "".join(f"    {line!r},\n" for line in stored) + "]")
         self.add(f"found = {text}\nassert found == stored, '\\n'.join(found)")
 

@@ -63,7 +63,7 @@ def perturb(
 
 def look(x: Any) -> dict[str, Any]:
     """What there is to see of `x` at this moment: its keys, tensors, modules and fields."""
-    seen: dict[str, Any] = {"keys": [], "tensors": {}, "modules": {}, "fields": {}}
+    seen: dict[str, Any] = {"keys": [], "tensors": {}, "modules": {}, "fields": {}, "configs": {}}
     tensors: dict[str, Any] = {}
     is_model = isinstance(x, torch.nn.Module)
     if is_model:
@@ -88,8 +88,9 @@ def look(x: Any) -> dict[str, Any]:
                 seen["fields"][name] = plain(found)
         configs = getattr(x, "peft_config", None)
         for name, config in configs.items() if isinstance(configs, dict) else ():
+            seen["configs"][name] = {k: copy.deepcopy(plain(v)) for k, v in vars(config).items()}
             seen["fields"][f"peft_config[{name}]"] = True
-            seen["fields"] |= {f"peft_config[{name}][{k}]": plain(v) for k, v in vars(config).items()}
+            seen["fields"] |= {f"peft_config[{name}][{k}]": v for k, v in seen["configs"][name].items()}
     elif isinstance(x, torch.Tensor):
         tensors = {"": x}
     elif dataclasses.is_dataclass(x):
@@ -104,11 +105,12 @@ def look(x: Any) -> dict[str, Any]:
     else:
         seen["keys"] = list(x) if isinstance(x, (list, tuple, set)) else []
     for name, t in tensors.items():
-        place = re.search(rf"(?:^|\.)({'|'.join(SLOTS)})\.([^.]+)" if SLOTS else "$^", name)
+        place = re.search(rf"(?:^|\.)({'|'.join(SLOTS)})(?:\.([^.]+))?" if SLOTS else "$^", name)
         saved = re.search(r"(?:^|\.)modules_to_save\.([^.]+)\.", name) if is_model else None
         bare = re.sub(r"\b(base_layer|original_module)\.", "", name.removeprefix("base_model.model."))
         adapter = place[2] if place and is_model else saved[1] if saved else None
         facts = {"part": "adapter" if place else "aux" if saved else "base", "adapter": adapter}
+        facts["slot"] = name[place.start(1) :].replace(f".{adapter}", "", 1) if place else None
         facts["bare"] = (
             bare.replace(f".{adapter}", "", 1).replace(".modules_to_save", "") if adapter else bare
         )
