@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from allpairspy import AllPairs
-from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from peft_conformance.cases import Case, Check, Clause
 from peft_conformance.language import Suite, injectable
+from peft_conformance.ranges import contains
 
 Matrix = Literal["full", "pairwise", "smoke"]
 Point = dict[str, Any]  # axis -> value
@@ -79,11 +79,6 @@ def expand(
         for verdict, group in groups.items():  # counted by the same measure as the cases that are run
             skipped += [Skipped(case, verdict, reasons[case.id]) for case in select(group, matrix)]
     return Expansion(cases, skipped)
-
-
-def contains(api_range: str, level: Version | str) -> bool:
-    """Whether an API level lies in a PEP 440 range, pre-releases included."""
-    return SpecifierSet(api_range).contains(level, prereleases=True)
 
 
 def points(clause: Clause) -> list[Point]:

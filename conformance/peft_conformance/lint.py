@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packaging.specifiers import SpecifierSet
-from packaging.version import Version
-
 from peft_conformance.cases import Check, Clause
 from peft_conformance.expand import (
     configs,
-    contains,
     excludes,
     fill,
     flat,
@@ -23,7 +19,12 @@ from peft_conformance.expand import (
     step_word,
 )
 from peft_conformance.formula import FormulaError, parse
-from peft_conformance.language import Map, Seq, SpecError, Suite, closest, injectable, schema_errors
+from peft_conformance.frame import MODULE_ASPECTS, TENSOR_ASPECTS
+from peft_conformance.language import Suite, injectable
+from peft_conformance.models import LAYERS
+from peft_conformance.ranges import outside, untiled
+from peft_conformance.reading import Map, Seq, SpecError, closest
+from peft_conformance.schemas import schema_errors
 
 NO_CARD = ("none", "unknown", "not-a-config")  # what make_config makes beside the configs of methods
 MAKES = {
@@ -73,13 +74,19 @@ CHECKS: dict[str, dict[str, tuple[str, ...]]] = {  # check -> key -> kinds of en
     "signature": {"of": ("callable",)},
     "snapshot": {"of": ("callable", "model", "state_dict")},
 }
+ASPECTS = {  # kind of entity -> what of it a frame watches
+    "model": {*TENSOR_ASPECTS, *MODULE_ASPECTS},
+    "state_dict": {"keys", *TENSOR_ASPECTS},
+    "folder": {"keys", *TENSOR_ASPECTS},
+    "config": {"fields"},
+}
 VIEWS = {"signature": "callable", "module_tree": "model", "state_dict": "state_dict"}
 
 
 def lint(suite: Suite) -> list[SpecError]:
     """Every fault of a loaded suite that its schemas did not see, in file order."""
     written = _written(suite)
-    found = [*_sets(suite), *_cards(suite), *_needs(suite), *_coverage(suite)]
+    found = [*_vocabulary(suite), *_cards(suite), *_needs(suite), *_coverage(suite)]
     for clause in suite.clauses:
         found += _ClauseLint(suite, clause, written[clause.file, clause.line]).errors
     return sorted(set(found), key=lambda e: (str(e.file), e.line, e.message))
@@ -95,56 +102,16 @@ def _written(suite: Suite) -> dict[tuple[Path, int], Map]:
     }
 
 
-# --- API ranges -----------------------------------------------------------------------------------
-
-
-def probes(*ranges: str) -> list[Version]:
-    """Versions on, just below and just above every bound of PEP 440 ranges: enough to tell them apart."""
-    found = {Version("0"), Version("99999")}
-    for spec in (s for text in ranges for s in SpecifierSet(text)):
-        release = Version(spec.version.removesuffix(".*")).release
-        bounds = [release, (*release[:-1], release[-1] + 1)]
-        if len(release) > 1:
-            bounds.append((*release[:-2], release[-2] + 1))  # where `~=` ends
-        for bound in bounds:
-            found |= {Version(_text(bound)), Version(_text((*bound, 0, 1))), Version(_text(_below(bound)))}
-    return sorted(found)
-
-
-def _text(release: Iterable[int]) -> str:
-    return ".".join(map(str, release))
-
-
-def _below(release: tuple[int, ...]) -> tuple[int, ...]:
-    trimmed = list(release)
-    while len(trimmed) > 1 and trimmed[-1] == 0:
-        trimmed.pop()
-    return (*trimmed[:-1], max(trimmed[-1] - 1, 0), 99999 if trimmed[-1] else 0)
-
-
-def outside(inner: str, outer: str) -> Version | None:
-    """A version that lies in `inner` but not in `outer`, or None if `outer` holds all of it."""
-    return next((v for v in probes(inner, outer) if contains(inner, v) and not contains(outer, v)), None)
-
-
-def untiled(parts: Collection[str], whole: str) -> str | None:
-    """How `parts` fail to cover every version of `whole` exactly once, or None if they tile it."""
-    for version in probes(whole, *parts):
-        held = [part for part in parts if contains(part, version)]
-        if contains(whole, version) and not held:
-            return f"leave a gap: none holds {version}, which is in {whole}"
-        if len(held) > 1:
-            return f"overlap: {held[0]} and {held[1]} both hold {version}"
-        if held and not contains(whole, version):
-            return f"reach too far: {held[0]} holds {version}, which is not in {whole}"
-    return None
-
-
 # --- vocabulary, cards, coverage ------------------------------------------------------------------
 
 
-def _sets(suite: Suite) -> Iterator[SpecError]:
+def _vocabulary(suite: Suite) -> Iterator[SpecError]:
     for file, data in suite.files.items():
+        for model in data.get("models", {}).values():
+            chain = model.get("chain", Seq(0))
+            for part, line in zip(chain, chain.lines, strict=True):
+                if part[1] not in LAYERS:
+                    yield SpecError(file, line, f"unknown layer class {part[1]!r}", closest(part[1], LAYERS))
         for name, entry in data.get("sets", {}).items():
             if ("cards" in entry) == ("values" in entry):
                 yield SpecError(file, entry.line, f"set {name!r} needs either `values` or `cards`")
@@ -504,6 +471,9 @@ class _ClauseLint:
             used = self.use(entry["of"], (), entry.line)
             if used and (used.captured or not used.given):
                 self.error(entry.line, f"modifies {entry['of']!r}, which `given` does not make")
+            for aspect in entry.get("aspects", ()) if used and used.kind in ASPECTS else ():
+                if used and aspect not in ASPECTS[used.kind]:
+                    self.error(entry.line, f"a {used.kind} such as {entry['of']!r} has no aspect {aspect!r}")
 
     def checks(self, checks: tuple[Check, ...]) -> None:
         """The checks of one variant."""

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from packaging.version import Version
-from peft_conformance.expand import contains
-from peft_conformance.lint import outside, probes, untiled
+from peft_conformance.ranges import contains, outside, probes, untiled
 
 versions = st.builds(
     lambda major, minor: f"{major}.{minor}", st.integers(0, 1), st.integers(0, 25)

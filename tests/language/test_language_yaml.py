@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from peft_conformance.language import Map, SpecErrors, closest, line_at, read_yaml, schema_errors
+from peft_conformance.reading import Map, SpecErrors, closest, line_at, read_yaml
+from peft_conformance.schemas import schema_errors
 
 
 @pytest.fixture(scope="module")
