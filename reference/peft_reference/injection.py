@@ -189,8 +189,6 @@ class Injection:
             if not any(isinstance(holder, BaseTunerLayer) for holder in found):  # the first adapter
                 for parameter in self.model.parameters():
                     self._set_requires_grad(parameter, False)
-            for holder in found:
-                self._replace(holder, None)
             for name, layer in self.layers.items():
                 self._place(name, layer)
                 self._replace(layer, self.contents[name])
@@ -233,13 +231,12 @@ class Injection:
             setattr(parent, key, module)
 
     def _replace(self, holder: Any, contents: Any) -> None:
-        """Take an adapter of this name out of a holder, and put the new contents in, if any."""
+        """Put the adapter into a holder, in the place of one of this name."""
         old = holder.detach(self.adapter_name)
         if old:
             self._undo.append(partial(holder.attach, self.adapter_name, old))
-        if contents is not None:
-            self._undo.append(partial(holder.detach, self.adapter_name))
-            holder.attach(self.adapter_name, contents)
+        self._undo.append(partial(holder.detach, self.adapter_name))
+        holder.attach(self.adapter_name, contents)
 
     def _unfreeze_biases(self) -> None:
         bias = getattr(self.config, "bias", "none")

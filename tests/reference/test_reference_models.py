@@ -68,13 +68,13 @@ def test_a_warning_turned_into_an_error_changes_nothing() -> None:
     assert_same(before, everything(wrapped))
 
 
-def test_injecting_under_an_existing_name_replaces_that_adapter() -> None:
+def test_injecting_under_an_existing_name_replaces_it_where_it_is_targeted() -> None:
     model = build()
     peft.inject_adapter_in_model(lora("lin0", "lin1"), model)
+    kept = model.lin0.lora_A["default"]
     peft.inject_adapter_in_model(lora("lin1", r=5), model)
-    assert sorted(peft.get_peft_model_state_dict(model)) == ["lin1.lora_A.weight", "lin1.lora_B.weight"]
-    assert model.lin1.r == {"default": 5}
-    assert model.lin0.all_adapters() == []
+    assert model.lin0.lora_A["default"] is kept
+    assert (model.lin0.r, model.lin1.r) == ({"default": 2}, {"default": 5})
 
 
 def test_new_layers_follow_the_mode_of_the_model() -> None:
