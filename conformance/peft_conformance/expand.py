@@ -180,6 +180,7 @@ def _case(suite: Suite, clause: Clause, point: Point, level: Version) -> Case:
     models = sorted({step["make_model"]["model"] for step in steps if "make_model" in step})
     methods = {str(made["config"]).upper() for made in configs([*given, *when])} & set(suite.cards)
     calls = sorted({step["call"] for step in steps if "call" in step})
+    cards = suite.cards.values()
     requires = {*clause.requires, *(f"method-{method.lower()}" for method in methods)}
     requires.update(*(suite.models[name].get("requires", ()) for name in models if name in suite.models))
 
@@ -192,10 +193,8 @@ def _case(suite: Suite, clause: Clause, point: Point, level: Version) -> Case:
         given=_steps(suite, given),
         when=_steps(suite, when),
         models={name: suite.models[name] for name in models if name in suite.models},
-        slots=sorted(
-            {name.split(".")[0] for card in suite.cards.values() for name in card.get("tensors", ())}
-        ),
-        prefixes=sorted({card["prefix"] for card in suite.cards.values()} - {""}),
+        slots=sorted({name.split(".")[0] for card in cards for name in card.get("tensors", ())}),
+        prefixes=sorted({card["prefix"] for card in cards} - {""}),
         operations={call: suite.operations[call] for call in calls if call in suite.operations},
         values=[step["capture"]["id"] for step in steps if step.get("capture", {}).get("values")],
     )
@@ -226,11 +225,8 @@ def _resolve(suite: Suite, value: Any) -> Any:
         return [_resolve(suite, item) for item in value]
     if not isinstance(value, dict):
         return value
-    card = (
-        suite.cards.get(str(value["config"]).upper())
-        if any(made is value for made in configs(value))
-        else None
-    )
+    is_config = any(made is value for made in configs(value))
+    card = suite.cards.get(str(value["config"]).upper()) if is_config else None
     if card is None:  # no config, or one that no card describes: none, unknown, not-a-config
         return {key: _resolve(suite, item) for key, item in value.items()}
     config = {

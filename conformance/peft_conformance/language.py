@@ -1,6 +1,6 @@
-"""The spec language: the files of a specs folder become a `Suite`, or errors with file, line and what is wrong.
+"""The spec language: the files of a specs folder become a `Suite`, or errors that say what is wrong where.
 
-`reading` is the YAML below it, `schemas` the JSON Schemas in words; what a schema cannot see is left to `lint`.
+`reading` is the YAML below it, `schemas` the JSON Schemas in words; `lint` finds what a schema cannot see.
 """
 
 from __future__ import annotations

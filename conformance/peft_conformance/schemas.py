@@ -17,16 +17,8 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from peft_conformance.reading import SpecError, closest, describe, line_at
 
-NOT_WORDS = {
-    "id",
-    "level",
-    "because",
-    "as",
-    "args",
-    "on",
-    "label",
-    "raises",
-}  # keys beside the one that names
+# Keys of a step or check beside the one that says what it does.
+NOT_WORDS = {"id", "level", "because", "as", "args", "on", "label", "raises"}
 
 
 def find_specs_dir() -> Path:
@@ -75,7 +67,8 @@ _Validator = extend(Draft202012Validator, {"allOf": _all_of, "oneOf": _one_of})
 @cache
 def _schemas() -> dict[str, Any]:
     """The schemas by file name, each `$ref` replaced by what it names, so that nothing is looked up later."""
-    schemas = {f.name: json.loads(f.read_text("utf-8")) for f in (find_specs_dir() / "schema").glob("*.json")}
+    files = (find_specs_dir() / "schema").glob("*.schema.json")
+    schemas = {file.name: json.loads(file.read_text("utf-8")) for file in files}
 
     def link(value: Any, home: str) -> None:
         for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
@@ -115,9 +108,8 @@ class _Finding:
 
 def schema_errors(file: Path, data: Any, ref: str) -> list[SpecError]:
     """Every way in which `data` is not what the schema says, one message per fault."""
-    found = {
-        f: None for error in validator(ref).iter_errors(data) for f in _findings(error)
-    }  # ordered, no doubles
+    findings = (f for error in validator(ref).iter_errors(data) for f in _findings(error))
+    found = dict.fromkeys(findings)  # in order, each once
     several = {f.path for f in found if f.kind == "several"}
     mended = {(f.path[:-1], f.suggestion) for f in found if f.kind == "additionalProperties"}
     return [
@@ -158,17 +150,18 @@ def _choice(error: Any, path: tuple[str | int, ...], kind: str) -> Iterator[_Fin
     by_branch: dict[int, list[Any]] = {}
     for sub in error.context or ():
         by_branch.setdefault(int(sub.schema_path[0]), []).append(sub)
-    own = len(error.absolute_path)
-    fitting = [
-        subs
-        for subs in by_branch.values()
-        if not any(s.validator == "type" and len(s.absolute_path) == own for s in subs)
-    ]
+
+    def of_another_type(subs: list[Any]) -> bool:
+        return any(s.validator == "type" and len(s.absolute_path) == len(path) for s in subs)
+
+    fitting = [subs for subs in by_branch.values() if not of_another_type(subs)]
     if fitting:  # the branches of the right type: report the one that was nearly met
         for sub in min(fitting, key=len):
             yield from _findings(sub)
     else:
-        wanted = [_wanted(s) for subs in by_branch.values() for s in subs if len(s.absolute_path) == own]
+        wanted = [
+            _wanted(s) for subs in by_branch.values() for s in subs if s.absolute_path == error.absolute_path
+        ]
         message = f"{_place(path)}: expected {' or '.join(dict.fromkeys(wanted))}, found {describe(found)}"
         yield _Finding(path, "type", message)
 
@@ -181,9 +174,8 @@ def _chosen_by_key(words: list[str], found: dict[str, Any], path: tuple[str | in
     if present:
         return _Finding(path, "several", f"{what} has {' and '.join(map(repr, present))}: choose one")
     if others and what in ("check", "step"):
-        return _Finding(
-            (*path, others[0]), "oneOf", f"unknown {what} {others[0]!r}", closest(others[0], words)
-        )
+        name = others[0]
+        return _Finding((*path, name), "oneOf", f"unknown {what} {name!r}", closest(name, words))
     return _Finding(path, "oneOf", f"{what} without any of {_listed(words)}")
 
 
@@ -199,18 +191,13 @@ def _leaf(error: Any, place: str) -> str:
         return f"{place}: {found!r} is not {why}"
     if kind in ("type", "pattern"):
         return f"{place}: expected {_wanted(error)}, found {describe(found)}"
-    more = (
-        [key for key in error.schema.get("properties", ()) if key not in found]
-        if kind == "minProperties"
-        else []
-    )
     return {
-        "const": f"{place}: expected {value!r}, found {describe(found)}",
+        "const": f"{place}: expected {describe(value)}, found {describe(found)}",
         "minLength": f"{place}: {found!r} is too short to say anything: at least {value} characters",
         "minItems": f"{place}: {_count(found)} given, at least {value} needed",
         "maxItems": f"{place}: {_count(found)} given, at most {value} allowed",
         "uniqueItems": f"{place}: an item is listed twice",
-        "minProperties": f"{place} says too little, add one of {_listed(more)}",
+        "minProperties": f"{place} says too little, add one of {_listed(_unused(error))}",
         "maxProperties": f"{place} says too much, at most {value} keys are allowed",
     }.get(kind, f"{place}: {error.message}")
 
@@ -233,6 +220,10 @@ def _wanted(error: Any) -> str:
 def _listed(words: Iterable[object]) -> str:
     names = [str(w) for w in words]
     return ", ".join(names) if len(names) <= 8 else ", ".join([*names[:7], f"… ({len(names)} in all)"])
+
+
+def _unused(error: Any) -> list[str]:
+    return [key for key in error.schema.get("properties", ()) if key not in error.instance]
 
 
 def _count(value: Any) -> int:
