@@ -1,0 +1,79 @@
+"""Cards state what is so: fields and defaults as the reference has them, ranges that cover every API level."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import peft_reference
+import pytest
+from peft_conformance.cases import plain_text
+from peft_conformance.expand import can_inject
+from peft_conformance.language import Suite, find_specs_dir, load_suite
+
+
+@pytest.fixture(scope="module")
+def suite() -> Suite:
+    return load_suite(find_specs_dir())
+
+
+def config_classes(suite: Suite) -> list[tuple[Any, Any]]:
+    """Each card that lists fields, with the reference's class of that name."""
+    cards = [card["config"] for card in suite.cards.values() if "fields" in card["config"]]
+    return [(card, cls) for card in cards if (cls := getattr(peft_reference, card["class"], None))]
+
+
+def test_cards_list_the_fields_of_the_config_in_order(suite: Suite) -> None:
+    pairs = config_classes(suite)
+    assert pairs
+    for card, cls in pairs:
+        assert list(card["fields"]) == list(inspect.signature(cls).parameters)
+
+
+def test_cards_state_the_defaults_of_the_config(suite: Suite) -> None:
+    for card, cls in config_classes(suite):
+        config = cls()
+        for name, entry in card["fields"].items():
+            if "default" in entry:
+                value = getattr(config, name)
+                assert getattr(value, "value", value) == entry["default"], name
+
+
+def test_every_card_can_be_used_as_it_says(suite: Suite) -> None:
+    for card in suite.cards.values():
+        cls = getattr(peft_reference, card["config"]["class"], None)
+        if cls is not None:
+            cls(**card["config"]["use"])
+
+
+@pytest.mark.parametrize(
+    ("method", "level", "expected"),
+    [
+        ("LORA", "0.5.0", True),
+        ("VERA", "0.20.0", True),
+        ("VERA", "0.21.2", False),
+        ("PROMPT_TUNING", "0.21.2", False),
+        ("ADAPTION_PROMPT", "0.5", False),
+    ],
+)
+def test_injectable_follows_the_api_level(suite: Suite, method: str, level: str, expected: bool) -> None:
+    assert can_inject(suite.cards[method], level) is expected
+
+
+def test_named_sets_are_drawn_from_the_cards_lora_first(suite: Suite) -> None:
+    injectable = suite.set_values("injectable")
+    assert injectable[0] == "lora"
+    assert list(injectable[1:]) == sorted(injectable[1:])
+    assert "prompt_tuning" not in injectable
+    assert suite.set_values("devices") == ("cpu", "cuda")
+
+
+def test_an_unknown_clause_is_answered_with_the_nearest(suite: Suite) -> None:
+    assert suite.clause("inject.in-place").topic == "inject_adapter_in_model"
+    with pytest.raises(KeyError, match=r"no clause 'inject.in-plase'; did you mean 'inject.in-place'\?"):
+        suite.clause("inject.in-plase")
+
+
+@pytest.mark.parametrize(("value", "text"), [(True, "true"), (False, "false"), (1.5, "1.5"), ("x", "x")])
+def test_axis_values_are_spelled_as_in_yaml(value: object, text: str) -> None:
+    assert plain_text(value) == text
