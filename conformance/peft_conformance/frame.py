@@ -25,7 +25,6 @@ MODULE_ASPECTS = (
     "merging",
     "scaling",
     "config",
-    "attributes",
 )
 OTHER_ASPECTS = ("keys", "fields")
 

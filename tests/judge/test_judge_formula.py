@@ -299,7 +299,6 @@ def test_tensors_that_do_not_fit_fail_and_missing_ones_too() -> None:
 @pytest.mark.parametrize(
     ("change", "models", "says"),
     [
-        ({"output": None}, CHAIN, "needs `output`"),
         ({"module": "other"}, CHAIN, "needs a model with 'other' as its single layer"),
         ({}, {"two": {"chain": [["layer", "Linear", {}], ["head", "Linear", {}]]}}, "single layer"),
         ({}, {"norm": {"chain": [["layer", "LayerNorm", {}]]}}, "no oracle for layers of type LayerNorm"),
@@ -309,8 +308,7 @@ def test_tensors_that_do_not_fit_fail_and_missing_ones_too() -> None:
 def test_what_cannot_be_computed_is_an_error(
     change: dict[str, Any], models: dict[str, Any], says: str
 ) -> None:
-    body = {key: value for key, value in {**BODY, **change}.items() if value is not None}
-    verdict = ask("formula", body, scene(), models=models)
+    verdict = ask("formula", {**BODY, **change}, scene(), models=models)
     assert verdict.verdict == "error"
     assert says in str(verdict.observed)
 
