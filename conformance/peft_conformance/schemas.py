@@ -219,7 +219,7 @@ def _wanted(error: Any) -> str:
 
 def _listed(words: Iterable[object]) -> str:
     names = [str(w) for w in words]
-    return ", ".join(names) if len(names) <= 8 else ", ".join([*names[:7], f"… ({len(names)} in all)"])
+    return ", ".join(names) if len(names) <= 8 else ", ".join([*names[:7], "…"])
 
 
 def _unused(error: Any) -> list[str]:

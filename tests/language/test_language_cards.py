@@ -1,4 +1,4 @@
-"""Cards state what is so: fields and defaults as the reference has them, ranges that cover every API level."""
+"""Cards state what is so: the fields and defaults of the reference, ranges that cover every API level."""
 
 from __future__ import annotations
 
