@@ -116,7 +116,9 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     """Collect the suite's file as checks, not as Python functions."""
     if module_path.resolve() != SUITE_FILE:
         return None
-    return SuiteFile.from_parent(parent, path=module_path)
+    # Outside of the root folder pytest would leave the path out of the ids.
+    place = Path(os.path.relpath(module_path, parent.config.rootpath)).as_posix()
+    return SuiteFile.from_parent(parent, path=module_path, nodeid=place)
 
 
 class SuiteFile(pytest.File):
@@ -141,7 +143,20 @@ class Red(Exception):
     """A check that is not as it should be; its text is the whole of what pytest prints."""
 
 
-class CheckItem(pytest.Item):
+class SuiteItem(pytest.Item):
+    """An item whose failures are told in the reader's words."""
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """The complaint; a traceback only where our own code is at fault."""
+        return str(excinfo.value) if isinstance(excinfo.value, Red) else super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[os.PathLike[str] | str, int | None, str]:
+        """The heading of a failure."""
+        # The space at the end keeps pytest from printing the dots of the id as `::`, as it does for classes.
+        return self.path, None, f"{self.name} "
+
+
+class CheckItem(SuiteItem):
     """One check of one case. The case is executed by the first of its checks that runs."""
 
     def __init__(self, *, run: Run, case: Case, check: Check, **kwargs: Any) -> None:
@@ -159,14 +174,9 @@ class CheckItem(pytest.Item):
         self.user_properties.append((ROW, json.dumps(run.row(self.case, self.check, verdict))))
         raise_outcome(verdict, lambda: run.explain(self.case, self.check, verdict))
 
-    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """The failure in the reader's words; a traceback only where our own code is at fault."""
-        return str(excinfo.value) if isinstance(excinfo.value, Red) else super().repr_failure(excinfo, style)
-
     def reportinfo(self) -> tuple[os.PathLike[str] | str, int | None, str]:
-        """Where the check is written down."""
-        # The space at the end keeps pytest from printing the dots of the id as `::`, as it does for classes.
-        return self.case.clause.file, self.check.line - 1, f"{self.name} "
+        """Where the check is written down, and the heading of a failure."""
+        return self.case.clause.file, self.check.line - 1, super().reportinfo()[2]
 
     @property
     def obj(self) -> Any:
@@ -174,7 +184,7 @@ class CheckItem(pytest.Item):
         return CheckItem.runtest
 
 
-class LooseEnd(pytest.Item):
+class LooseEnd(SuiteItem):
     """Something that no check of the suite answers to: an expectation or a stored snapshot. Always red."""
 
     def __init__(self, *, complaint: str, **kwargs: Any) -> None:
@@ -184,8 +194,6 @@ class LooseEnd(pytest.Item):
     def runtest(self) -> None:
         """Fail with the complaint."""
         raise Red(self.complaint)
-
-    repr_failure = CheckItem.repr_failure
 
 
 def raise_outcome(verdict: Verdict, explain: Callable[[], str]) -> None:

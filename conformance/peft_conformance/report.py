@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peft_conformance.plain import text
-
 VERDICTS = (
     "pass",
     "fail",
@@ -159,7 +157,7 @@ def one_line(header: dict[str, Any]) -> str:
 def brief(row: dict[str, Any]) -> str:
     """A verdict in one line: what was expected and observed, or why it was left out."""
     if row["verdict"] in JUDGED - {"expected-failure"}:
-        return f"expected {text(row['expected'])}, observed {text(row['observed'])}".replace("\n", " ")
+        return " ".join(f"expected {as_text(row['expected'])}, observed {as_text(row['observed'])}".split())
     return str(row["detail"]).splitlines()[0]
 
 
@@ -183,6 +181,11 @@ def text_table(table: list[list[str]]) -> list[str]:
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
         for row in table
     ]
+
+
+def as_text(value: Any) -> str:
+    """A value in JSON's spelling; strings as they are."""
+    return value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False, sort_keys=True)
 
 
 def plain(value: Any) -> Any:

@@ -25,8 +25,8 @@ from peft_conformance.expectations import apply, unmatched
 from peft_conformance.implementations import Implementation, ImplementationError, described, resolve
 from peft_conformance.judge import judge
 from peft_conformance.language import SpecErrors, Suite, find_specs_dir, load_suite
-from peft_conformance.plain import text
-from peft_conformance.report import plain
+from peft_conformance.report import as_text, plain
+from peft_conformance.script import reproduce
 
 RED = frozenset({"fail", "error", "changed", "blocked"})  # what blocks the clauses that need this one
 
@@ -245,8 +245,6 @@ class Run:
 
     def explain(self, case: Case, check: Check, verdict: Verdict) -> str:
         """What a failing check prints: promise, source, expected beside observed, YAML lines, a script."""
-        from peft_conformance.script import reproduce
-
         clause = case.clause
         file = clause.file.relative_to(self.suite.specs.parent)
         parts = [
@@ -255,7 +253,7 @@ class Run:
             *([f"      decided: {clause.decided}"] if clause.decided else []),
             *([f"      because: {check.because}"] if check.because else []),
             _beside("verdict", verdict.verdict) if verdict.verdict != "fail" else "",
-            _beside("expected", verdict.expected),
+            _beside("expected", verdict.expected) if verdict.verdict != "error" else "",
             _beside("observed", verdict.observed),
             _beside("detail", verdict.detail) if verdict.detail else "",
             f"{file}:{check.line}",
@@ -320,8 +318,11 @@ def yaml_lines(file: Path, line: int) -> str:
 
 
 def _beside(label: str, value: Any) -> str:
-    shown = value if isinstance(value, str) else text(value, limit=2000)
-    return f"{label:<9} " + textwrap.indent(shown, " " * 10).lstrip(" ")
+    """A value after its label; several phrases that do not fit on one line stand below each other."""
+    shown = as_text(value)
+    if len(shown) > 90 and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        shown = "\n".join(value)
+    return f"{label:<9} {textwrap.indent(shown, ' ' * 10).lstrip(' ')}"
 
 
 def _all(case: Case, verdict: str, reason: str) -> list[Verdict]:
