@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft_reference import errors, injection, layer, matching, model, registry, wrappers
 from peft_reference.methods import lora
+from peft_reference.model import PeftModel
 from torch import nn
 
 from .fake import Patches, fake
@@ -19,10 +20,11 @@ from .fake import Patches, fake
 
 @fake("The base model stays trainable.", caught_by=["inject.freezes:base-frozen", "get_peft_model.in-place:base-frozen"])
 def forgets_to_freeze(patch: Patches) -> None:
-    @patch.replace(injection, "inject")
-    def inject(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    @patch.replace(injection.Injection, "apply")
+    def apply(original: Any, self: Any) -> Any:
+        model = self.model
         flags = [(p, p.requires_grad) for p in model.parameters()]
-        done = original(model, *args, **kwargs)
+        done = original(self)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         return done
@@ -33,10 +35,11 @@ def forgets_to_freeze(patch: Patches) -> None:
     caught_by=["inject.freezes-untargeted:base-frozen"],
 )
 def freezes_targets_only(patch: Patches) -> None:
-    @patch.replace(injection, "inject")
-    def inject(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    @patch.replace(injection.Injection, "apply")
+    def apply(original: Any, self: Any) -> Any:
+        model = self.model
         flags = [(p, p.requires_grad) for p in model.parameters()]
-        done = original(model, *args, **kwargs)
+        done = original(self)
         targeted = {
             id(p) for m in model.modules() if isinstance(m, layer.BaseTunerLayer) for p in m.get_base_layer().parameters()
         }
@@ -51,9 +54,10 @@ def freezes_targets_only(patch: Patches) -> None:
     caught_by=["inject.freezes:base-frozen"],
 )
 def trains_biases_anyway(patch: Patches) -> None:
-    @patch.replace(injection, "inject")
-    def inject(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        done = original(model, *args, **kwargs)
+    @patch.replace(injection.Injection, "apply")
+    def apply(original: Any, self: Any) -> Any:
+        model = self.model
+        done = original(self)
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.requires_grad_(True)
@@ -65,9 +69,10 @@ def trains_biases_anyway(patch: Patches) -> None:
     caught_by=["inject.freezes:adapter-trains", "get_peft_model.in-place:adapter-trains"],
 )
 def freezes_the_adapter_too(patch: Patches) -> None:
-    @patch.replace(injection, "inject")
-    def inject(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        done = original(model, *args, **kwargs)
+    @patch.replace(injection.Injection, "apply")
+    def apply(original: Any, self: Any) -> Any:
+        model = self.model
+        done = original(self)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         return done
@@ -78,13 +83,13 @@ def freezes_the_adapter_too(patch: Patches) -> None:
     caught_by=["get_peft_model.inference-mode:nothing-trains"],
 )
 def ignores_inference_mode(patch: Patches) -> None:
-    @patch.replace(injection, "inject")
-    def inject(original: Any, model: nn.Module, tuner_cls: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
-        said, config.inference_mode = config.inference_mode, False
+    @patch.replace(injection.Injection, "apply")
+    def apply(original: Any, self: Any) -> Any:
+        said, self.config.inference_mode = self.config.inference_mode, False
         try:
-            return original(model, tuner_cls, config, *args, **kwargs)
+            return original(self)
         finally:
-            config.inference_mode = said
+            self.config.inference_mode = said
 
 
 @fake(
@@ -92,11 +97,11 @@ def ignores_inference_mode(patch: Patches) -> None:
     caught_by=["get_peft_model.inference-mode:active"],
 )
 def inference_mode_deactivates(patch: Patches) -> None:
-    @patch.replace(injection, "inject")
-    def inject(original: Any, model: nn.Module, tuner_cls: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
-        done = original(model, tuner_cls, config, *args, **kwargs)
-        if config.inference_mode:
-            for module in model.modules():
+    @patch.replace(injection.Injection, "apply")
+    def apply(original: Any, self: Any) -> Any:
+        done = original(self)
+        if self.config.inference_mode:
+            for module in self.model.modules():
                 if isinstance(module, layer.BaseTunerLayer):
                     module._active_adapter = []
         return done
@@ -104,10 +109,11 @@ def inference_mode_deactivates(patch: Patches) -> None:
 
 @fake("A second injection thaws the base model again.", caught_by=["inject.several:base-frozen"])
 def second_injection_thaws_the_base(patch: Patches) -> None:
-    @patch.replace(injection, "inject")
-    def inject(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    @patch.replace(injection.Injection, "apply")
+    def apply(original: Any, self: Any) -> Any:
+        model = self.model
         again = any(isinstance(m, layer.BaseTunerLayer) for m in model.modules())
-        done = original(model, *args, **kwargs)
+        done = original(self)
         if again:
             for name, parameter in model.named_parameters():
                 if "lora_" not in name:
@@ -151,12 +157,12 @@ def injects_by_wrapping(patch: Patches) -> None:
     def inject_adapter_in_model(
         original: Any,
         peft_config: Any,
-        model_: nn.Module,
+        model: nn.Module,
         adapter_name: str = "default",
         low_cpu_mem_usage: bool = False,
         state_dict: Any = None,
     ) -> Any:
-        return model.PeftModel(model_, peft_config, adapter_name, False, low_cpu_mem_usage)
+        return PeftModel(model, peft_config, adapter_name, False, low_cpu_mem_usage)
 
 
 @fake(
@@ -164,9 +170,9 @@ def injects_by_wrapping(patch: Patches) -> None:
     caught_by=["inject.in-place:own-class", "inject.module-tree:root", "inject.no-utilities:no-peft-model"],
 )
 def changes_the_models_class(patch: Patches) -> None:
-    @patch.replace(injection, "inject")
-    def inject(original: Any, target: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        done = original(target, *args, **kwargs)
+    @patch.replace(injection.Injection, "apply")
+    def apply(original: Any, self: Any) -> Any:
+        done, target = original(self), self.model
         if not issubclass(type(target), Adapted):
             target.__class__ = type(f"Peft{type(target).__name__}", (type(target), Adapted), {})
         return done
@@ -179,9 +185,10 @@ def changes_the_models_class(patch: Patches) -> None:
 
 @fake("Attributes that were set on the model are reset.", caught_by=["inject.keeps-attributes:attribute"])
 def resets_instance_attributes(patch: Patches) -> None:
-    @patch.replace(injection, "inject")
-    def inject(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        done = original(model, *args, **kwargs)
+    @patch.replace(injection.Injection, "apply")
+    def apply(original: Any, self: Any) -> Any:
+        model = self.model
+        done = original(self)
         for name, value in vars(model).items():
             if not name.startswith("_") and isinstance(value, (str, int)) and not isinstance(value, bool):
                 setattr(model, name, type(value)())
@@ -194,9 +201,10 @@ def resets_instance_attributes(patch: Patches) -> None:
     like="accelerate's hooks",
 )
 def patches_forward(patch: Patches) -> None:
-    @patch.replace(injection, "inject")
-    def inject(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        done = original(model, *args, **kwargs)
+    @patch.replace(injection.Injection, "apply")
+    def apply(original: Any, self: Any) -> Any:
+        model = self.model
+        done = original(self)
         forward = type(model).forward
 
         def reporting(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -208,9 +216,10 @@ def patches_forward(patch: Patches) -> None:
 
 @fake("The base weights are copied into new memory.", caught_by=["inject.in-place:base-kept", "get_peft_model.in-place:base-kept"])
 def reallocates_the_base(patch: Patches) -> None:
-    @patch.replace(injection, "inject")
-    def inject(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        done = original(model, *args, **kwargs)
+    @patch.replace(injection.Injection, "apply")
+    def apply(original: Any, self: Any) -> Any:
+        model = self.model
+        done = original(self)
         for module in model.modules():
             if isinstance(module, layer.BaseTunerLayer):
                 for parameter in module.get_base_layer().parameters():
@@ -234,9 +243,10 @@ def rebuilds_the_base_layer(patch: Patches) -> None:
     caught_by=["get_peft_model.only-targets:head-same"],
 )
 def rebuilds_untargeted_layers(patch: Patches) -> None:
-    @patch.replace(injection, "inject")
-    def inject(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        done = original(model, *args, **kwargs)
+    @patch.replace(injection.Injection, "apply")
+    def apply(original: Any, self: Any) -> Any:
+        model = self.model
+        done = original(self)
         for name, child in list(model.named_children()):
             if not any(isinstance(m, (layer.BaseTunerLayer, wrappers.ModulesToSaveWrapper)) for m in child.modules()):
                 setattr(model, name, copy.deepcopy(child))
@@ -249,9 +259,10 @@ def rebuilds_untargeted_layers(patch: Patches) -> None:
     like="peft 0.21.2, whose wrapper and dropout start in training mode",
 )
 def new_layers_in_train_mode(patch: Patches) -> None:
-    @patch.replace(injection, "inject")
-    def inject(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        done = original(model, *args, **kwargs)
+    @patch.replace(injection.Injection, "apply")
+    def apply(original: Any, self: Any) -> Any:
+        model = self.model
+        done = original(self)
         for module in model.modules():
             if isinstance(module, layer.BaseTunerLayer):
                 module.train()
@@ -260,9 +271,10 @@ def new_layers_in_train_mode(patch: Patches) -> None:
 
 @fake("The whole model is put into training mode.", caught_by=["inject.*:frame"])
 def switches_the_model_to_training(patch: Patches) -> None:
-    @patch.replace(injection, "inject")
-    def inject(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        done = original(model, *args, **kwargs)
+    @patch.replace(injection.Injection, "apply")
+    def apply(original: Any, self: Any) -> Any:
+        model = self.model
+        done = original(self)
         model.train()
         return done
 
@@ -287,8 +299,8 @@ def casts_the_base_too(patch: Patches) -> None:
 )
 def adapts_every_linear_layer(patch: Patches) -> None:
     @patch.replace(matching, "is_target")
-    def is_target(original: Any, config: Any, name: str) -> bool:
-        return original(config, name) or name.rpartition(".")[2] in LINEAR_NAMES
+    def is_target(original: Any, targets: Any, config: Any, name: str) -> bool:
+        return original(targets, config, name) or name.rpartition(".")[2] in LINEAR_NAMES
 
 
 LINEAR_NAMES = {"lm_head", "lin0", "lin1", "linear", "head", "q", "v", "mlp", "q_proj", "o_proj", "embedding"}
@@ -296,10 +308,9 @@ LINEAR_NAMES = {"lm_head", "lin0", "lin1", "linear", "head", "q", "v", "mlp", "q
 
 @fake("Only the first module that matches is adapted.", caught_by=["get_peft_model.targeted-names:full-names"])
 def adapts_the_first_match_only(patch: Patches) -> None:
-    @patch.replace(injection, "select_targets")
+    @patch.replace(matching, "select_targets")
     def select_targets(original: Any, *args: Any, **kwargs: Any) -> Any:
-        names, targets = original(*args, **kwargs)
-        return names[:1], targets
+        return original(*args, **kwargs)[:1]
 
 
 @fake(
@@ -349,7 +360,7 @@ def suffix_without_dot(patch: Patches) -> None:
 
 @fake("exclude_modules is ignored.", caught_by=["*exclude*:*"])
 def ignores_exclude_modules(patch: Patches) -> None:
-    @patch.replace(injection, "select_targets")
+    @patch.replace(matching, "select_targets")
     def select_targets(original: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
         config = copy.copy(config)
         config.exclude_modules = None
@@ -381,26 +392,24 @@ def all_linear_takes_the_head(patch: Patches) -> None:
 
 @fake("`all-linear` knows torch.nn.Linear only.", caught_by=["*all-linear*:*"])
 def all_linear_forgets_conv1d(patch: Patches) -> None:
-    @patch.replace(matching, "all_linear_names")
-    def all_linear_names(original: Any, config: Any, model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
+    @patch.replace(matching, "_all_linear")
+    def _all_linear(original: Any, config: Any, model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
         names = original(config, model, modules)
         return {name for name in names if type(modules[name]).__name__ != "Conv1D"}
 
 
 @fake("There are no default targets for known architectures.", caught_by=["*:*"])
 def knows_no_architecture(patch: Patches) -> None:
-    @patch.replace(matching, "model_type_of")
-    def model_type_of(original: Any, model: nn.Module) -> str | None:
-        return None
+    @patch.replace(matching, "resolve_targets")
+    def resolve_targets(original: Any, config: Any, model: nn.Module, modules: Any, defaults: Any) -> Any:
+        return original(config, model, modules, {})
 
 
 @fake("Without targets every linear layer is adapted.", caught_by=["get_peft_model.no-targets:raises"])
 def no_targets_means_all_linear(patch: Patches) -> None:
-    @patch.replace(injection, "resolve_targets")
-    def resolve_targets(original: Any, config: Any, model: nn.Module, modules: dict[str, nn.Module]) -> Any:
-        if config.target_modules is None:
-            return matching.all_linear_names(config, model, modules)
-        return original(config, model, modules)
+    @patch.replace(matching, "resolve_targets")
+    def resolve_targets(original: Any, config: Any, model: nn.Module, modules: Any, defaults: Any) -> Any:
+        return original(config, model, modules, {None: "all-linear", **defaults})
 
 
 @fake("The names of the adapted modules are reported without their path.", caught_by=["get_peft_model.targeted-names:full-names"])
@@ -420,9 +429,9 @@ def reports_short_names(patch: Patches) -> None:
     points=[{"adapter": "other"}, {"adapter": "custom_adapter"}],
 )
 def calls_every_adapter_default(patch: Patches) -> None:
-    @patch.replace(injection, "inject")
-    def inject(original: Any, model: nn.Module, tuner_cls: Any, config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
-        return original(model, tuner_cls, config, "default", *args, **kwargs)
+    @patch.replace(injection.Injection, "__init__")
+    def __init__(original: Any, self: Any, model: nn.Module, tuner_cls: Any, config: Any, adapter_name: str, *args: Any) -> None:
+        original(self, model, tuner_cls, config, "default", *args)
 
 
 @fake(
@@ -468,11 +477,10 @@ def second_injection_resets_the_first(patch: Patches) -> None:
     caught_by=["inject.several-elsewhere:first-layer"],
 )
 def adapters_on_every_layer(patch: Patches) -> None:
-    @patch.replace(injection, "select_targets")
-    def select_targets(original: Any, config: Any, model: nn.Module, modules: dict[str, nn.Module]) -> Any:
-        names, targets = original(config, model, modules)
+    @patch.replace(matching, "select_targets")
+    def select_targets(original: Any, config: Any, targets: Any, modules: dict[str, nn.Module]) -> Any:
         there = [name for name, m in modules.items() if isinstance(m, layer.BaseTunerLayer)]
-        return list(dict.fromkeys([*names, *there])), targets
+        return list(dict.fromkeys([*original(config, targets, modules), *there]))
 
 
 @fake(
@@ -480,9 +488,10 @@ def adapters_on_every_layer(patch: Patches) -> None:
     caught_by=["inject.config-attribute:fields", "inject.config-attribute:rank", "get_peft_model.returns-wrapper:very-config"],
 )
 def stores_a_fresh_config(patch: Patches) -> None:
-    @patch.replace(injection, "_record_config")
-    def _record_config(original: Any, model: nn.Module, config: Any, adapter_name: str, done: Any) -> None:
-        original(model, type(config)(), adapter_name, done)
+    @patch.replace(injection.Injection, "_record_config")
+    def _record_config(original: Any, self: Any) -> None:
+        original(self)
+        self.model.peft_config[self.adapter_name] = type(self.config)()
 
 
 @fake(
@@ -490,9 +499,10 @@ def stores_a_fresh_config(patch: Patches) -> None:
     caught_by=["get_peft_model.returns-wrapper:very-config"],
 )
 def stores_a_copy_of_the_config(patch: Patches) -> None:
-    @patch.replace(injection, "_record_config")
-    def _record_config(original: Any, model: nn.Module, config: Any, adapter_name: str, done: Any) -> None:
-        original(model, copy.deepcopy(config), adapter_name, done)
+    @patch.replace(injection.Injection, "_record_config")
+    def _record_config(original: Any, self: Any) -> None:
+        original(self)
+        self.model.peft_config[self.adapter_name] = copy.deepcopy(self.config)
 
 
 @fake(
@@ -520,11 +530,11 @@ def stores_configs_as_dicts(patch: Patches) -> None:
     caught_by=["*:frame"],
 )
 def rewrites_the_callers_config(patch: Patches) -> None:
-    @patch.replace(injection, "inject")
-    def inject(original: Any, model: nn.Module, tuner_cls: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
-        done = original(model, tuner_cls, config, *args, **kwargs)
-        config.lora_alpha = config.lora_alpha * 2
-        config.r = config.r + 1
+    @patch.replace(injection.Injection, "apply")
+    def apply(original: Any, self: Any) -> Any:
+        done = original(self)
+        self.config.lora_alpha *= 2
+        self.config.r += 1
         return done
 
 
@@ -536,16 +546,16 @@ def rewrites_the_callers_config(patch: Patches) -> None:
     caught_by=["inject.meta:adapter-meta", "inject.meta-example:meta-before"],
 )
 def ignores_low_cpu_mem_usage(patch: Patches) -> None:
-    @patch.replace(injection, "_create")
-    def _create(original: Any, held: Any, config: Any, name: str, low_cpu_mem_usage: bool) -> Any:
-        return original(held, config, name, False)
+    @patch.replace(injection.Injection, "_create")
+    def _create(original: Any, self: Any, name: str, held: Any, low_cpu_mem_usage: bool) -> Any:
+        return original(self, name, held, False)
 
 
 @fake("low_cpu_mem_usage moves the base layers to meta as well.", caught_by=["inject.meta:base-real"])
 def moves_the_base_to_meta(patch: Patches) -> None:
-    @patch.replace(injection, "_create")
-    def _create(original: Any, held: Any, config: Any, name: str, low_cpu_mem_usage: bool) -> Any:
-        contents = original(held, config, name, low_cpu_mem_usage)
+    @patch.replace(injection.Injection, "_create")
+    def _create(original: Any, self: Any, name: str, held: Any, low_cpu_mem_usage: bool) -> Any:
+        contents = original(self, name, held, low_cpu_mem_usage)
         if low_cpu_mem_usage:
             held.get_base_layer().to("meta")
         return contents
@@ -553,16 +563,17 @@ def moves_the_base_to_meta(patch: Patches) -> None:
 
 @fake("Adapters are always made on meta.", caught_by=["inject.meta:plain-real"])
 def always_on_meta(patch: Patches) -> None:
-    @patch.replace(injection, "_create")
-    def _create(original: Any, held: Any, config: Any, name: str, low_cpu_mem_usage: bool) -> Any:
-        return original(held, config, name, True)
+    @patch.replace(injection.Injection, "_create")
+    def _create(original: Any, self: Any, name: str, held: Any, low_cpu_mem_usage: bool) -> Any:
+        return original(self, name, held, True)
 
 
 @fake("On meta the adapter does not train.", caught_by=["inject.meta:adapter-trains"])
 def meta_adapters_are_frozen(patch: Patches) -> None:
-    @patch.replace(injection, "inject")
-    def inject(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        done = original(model, *args, **kwargs)
+    @patch.replace(injection.Injection, "apply")
+    def apply(original: Any, self: Any) -> Any:
+        model = self.model
+        done = original(self)
         for parameter in model.parameters():
             if parameter.is_meta:
                 parameter.requires_grad_(False)
@@ -571,7 +582,7 @@ def meta_adapters_are_frozen(patch: Patches) -> None:
 
 @fake("Adapters are float32 whatever type the base layer has.", caught_by=["get_peft_model.autocast-off:adapter-dtype"])
 def adapters_always_float32(patch: Patches) -> None:
-    @patch.replace(injection, "_create")
+    @patch.replace(injection.Injection, "_create")
     def _create(original: Any, *args: Any, **kwargs: Any) -> Any:
         contents = original(*args, **kwargs)
         for value in contents.values():
@@ -591,23 +602,15 @@ def adapters_always_float32(patch: Patches) -> None:
     like="peft, which freezes and marks the model step by step",
 )
 def half_done_after_errors(patch: Patches) -> None:
-    def freezing(original: Any, model: nn.Module, call: Any) -> Any:
-        flags = [(p, p.requires_grad) for p in model.parameters()]
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        done = call()
-        for parameter, flag in flags:
-            if flag and any(parameter is p for p in ()):
-                parameter.requires_grad_(flag)
-        return done
-
     @patch.replace(injection, "inject_adapter_in_model")
     def inject_adapter_in_model(original: Any, peft_config: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return freezing(original, model, lambda: original(peft_config, model, *args, **kwargs))
+        model.requires_grad_(False)
+        return original(peft_config, model, *args, **kwargs)
 
     @patch.replace(model, "get_peft_model")
     def get_peft_model(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return freezing(original, model, lambda: original(model, *args, **kwargs))
+        model.requires_grad_(False)
+        return original(model, *args, **kwargs)
 
 
 @fake(
@@ -616,16 +619,17 @@ def half_done_after_errors(patch: Patches) -> None:
     points=[{"targets": "lin0|relu"}],
 )
 def adapts_until_the_first_error(patch: Patches) -> None:
-    @patch.replace(injection, "inject")
-    def inject(original: Any, model: nn.Module, tuner_cls: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
+    @patch.replace(injection.Injection, "__init__")
+    def __init__(original: Any, self: Any, model: nn.Module, tuner_cls: Any, config: Any, *args: Any) -> None:
         try:
-            return original(model, tuner_cls, config, *args, **kwargs)
+            original(self, model, tuner_cls, config, *args)
         except ValueError:
             single = copy.copy(config)
             for name in ("lin0", "layer", "linear"):
                 if hasattr(model, name):
                     single.target_modules = {name}
-                    original(model, tuner_cls, single, *args, **kwargs)
+                    original(self, model, tuner_cls, single, *args)
+                    self.apply()
             raise
 
 
@@ -634,22 +638,22 @@ def adapts_until_the_first_error(patch: Patches) -> None:
     caught_by=["inject.no-target:raises", "inject.no-target-class:raises", "get_peft_model.targets-not-found:raises*"],
 )
 def accepts_missing_targets(patch: Patches) -> None:
-    @patch.replace(injection, "select_targets")
-    def select_targets(original: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
+    @patch.replace(matching, "select_targets")
+    def select_targets(original: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return original(config, *args, **kwargs)
+            return original(*args, **kwargs)
         except errors.NoMatchingPeftModuleError:
-            return [], config.target_modules
+            return []
 
 
 @fake("Targets of unsupported types are skipped without a word.", caught_by=["get_peft_model.unsupported-layer:raises"])
 def skips_unsupported_layers(patch: Patches) -> None:
     from peft_reference.operators import operator_of
 
-    @patch.replace(injection, "select_targets")
-    def select_targets(original: Any, config: Any, model: nn.Module, modules: dict[str, nn.Module]) -> Any:
-        names, targets = original(config, model, modules)
-        return [n for n in names if isinstance(modules[n], layer.BaseTunerLayer) or operator_of(modules[n])], targets
+    @patch.replace(matching, "select_targets")
+    def select_targets(original: Any, config: Any, targets: Any, modules: dict[str, nn.Module]) -> Any:
+        names = original(config, targets, modules)
+        return [n for n in names if isinstance(modules[n], layer.BaseTunerLayer) or operator_of(modules[n])]
 
 
 @fake(
@@ -661,11 +665,11 @@ def takes_every_type_for_lora(patch: Patches) -> None:
     def tuner_for(original: Any, config: Any) -> Any:
         return lora.LoraModel
 
-    @patch.replace(injection, "inject")
-    def inject(original: Any, model: nn.Module, tuner_cls: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
+    @patch.replace(injection.Injection, "__init__")
+    def __init__(original: Any, self: Any, model: nn.Module, tuner_cls: Any, config: Any, *args: Any) -> None:
         if not isinstance(config, lora.LoraConfig):
             config = lora.LoraConfig(target_modules=["linear", "lin0", "layer", "q_proj"])
-        return original(model, tuner_cls, config, *args, **kwargs)
+        original(self, model, tuner_cls, config, *args)
 
 
 @fake(
@@ -684,8 +688,8 @@ def key_errors_for_unknown_types(patch: Patches) -> None:
 
 @fake("modules_to_save is ignored.", caught_by=["inject.modules-to-save:copy-trains", "peft_model.modules-to-save:copy-trains"])
 def ignores_modules_to_save(patch: Patches) -> None:
-    @patch.replace(injection, "_modules_to_save")
-    def _modules_to_save(original: Any, *args: Any, **kwargs: Any) -> Any:
+    @patch.replace(matching, "select_to_save")
+    def select_to_save(original: Any, *args: Any, **kwargs: Any) -> Any:
         return {}
 
 
@@ -743,10 +747,10 @@ def modules_to_save_stay_when_disabled(patch: Patches) -> None:
     caught_by=["peft_model.modules-to-save-not-adapted:no-lora-on-lin1"],
 )
 def adapts_modules_to_save(patch: Patches) -> None:
-    @patch.replace(injection, "_modules_to_save")
-    def _modules_to_save(original: Any, config: Any, modules: dict[str, nn.Module], adapter_name: str) -> Any:
+    @patch.replace(matching, "select_to_save")
+    def select_to_save(original: Any, config: Any, modules: dict[str, nn.Module], adapter_name: str) -> Any:
         saved = original(config, modules, adapter_name)
-        return {name: m for name, m in saved.items() if not matching.is_target(config, name)}
+        return {name: m for name, m in saved.items() if not matching.is_target(config.target_modules, config, name)}
 
 
 # Where things are ----------------------------------------------------------------------------------------------
@@ -832,13 +836,15 @@ def base_layer_under_another_name(patch: Patches) -> None:
         original(self, base_layer, op)
         self._modules = {("original" if name == "base_layer" else name): m for name, m in self._modules.items()}
 
-    patch.set(layer.BaseTunerLayer, "base_layer", property(lambda self: self._modules["original"])) if False else None
     patch.replace(layer.BaseTunerLayer, "get_base_layer")(lambda original, self: self._modules["original"])
 
     @patch.replace(layer.BaseTunerLayer, "forward")
     def forward(original: Any, self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.__dict__["base_layer"] = self._modules["original"]
-        return original(self, x, *args, **kwargs)
+        self._modules["base_layer"] = self._modules["original"]
+        try:
+            return original(self, x, *args, **kwargs)
+        finally:
+            del self._modules["base_layer"]
 
 
 @fake(
