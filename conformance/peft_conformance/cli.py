@@ -95,9 +95,11 @@ def list_clauses() -> None:
     for clause in _suite().clauses:
         topics.setdefault(clause.topic, []).append(clause)
     for topic, clauses in sorted(topics.items()):
-        table = Table("clause", "level", "profile", "API", "sentence", title=topic, title_justify="left")
+        console.print(f"\n[bold]{topic}[/bold]")
+        table = Table.grid("clause", "level", "sentence", padding=(0, 2))
+        table.columns[0].no_wrap = table.columns[1].no_wrap = True
         for clause in clauses:
-            table.add_row(clause.id, clause.level, clause.profile, clause.api, clause.text)
+            table.add_row(f"  {clause.id}", clause.level, clause.text)
         console.print(table)
 
 

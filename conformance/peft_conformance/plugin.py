@@ -232,11 +232,7 @@ class Session:
     """Hooks of a run of the suite, registered when one is opened: other pytest runs never see them."""
 
     def __init__(self, results: Results, options: Namespace) -> None:
-        self.results, self.report_folder, self.distribution = (
-            results,
-            options.report,
-            getattr(options, "dist", "no"),
-        )
+        self.results, self.options = results, options
 
     def pytest_report_header(self) -> str:
         """What is being measured, and with what."""
@@ -247,7 +243,7 @@ class Session:
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
         """Under -n, give all checks of a case to one worker, unless the user chose another --dist."""
-        if self.distribution != "load":
+        if self.options.dist != "load":
             return None
         from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
@@ -269,14 +265,18 @@ class Session:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the report; a run in which nothing was judged is not a success."""
-        if self.report_folder is not None:
-            self.results.write(self.report_folder)
+        if self.options.collectonly:
+            return
+        if self.options.report is not None:
+            self.results.write(self.options.report)
         if session.exitstatus == pytest.ExitCode.OK and not self.results.judged:
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Counts per profile; every warning; and aloud, that nothing was judged."""
+        if self.options.collectonly:
+            return
         from peft_conformance.report import brief, text_table
 
         restore_ids(report for reports in terminalreporter.stats.values() for report in reports)
@@ -289,8 +289,8 @@ class Session:
                 say(line)
         if not self.results.judged:
             say("NOTHING WAS JUDGED: no check was selected, or every one of them was left out.", red=True)
-        if self.report_folder is not None:
-            say(f"report: {self.report_folder / 'results.jsonl'}")
+        if self.options.report is not None:
+            say(f"report: {self.options.report / 'results.jsonl'}")
 
 
 def restore_ids(reports: Iterable[Any]) -> None:

@@ -1,0 +1,98 @@
+"""The command line, on our own specs and on a spoiled copy of the runner's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import ALONE, IMPLEMENTATIONS, PLUGINS, SPECS, arguments
+from peft_conformance.cli import app
+from typer.testing import CliRunner, Result
+
+
+def invoke(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words), env={"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"})
+
+
+@pytest.fixture
+def spoiled(tmp_path: Path) -> Path:
+    """Specs with a fault that the schema sees, in one file."""
+    folder = shutil.copytree(SPECS, tmp_path / "specs")
+    file = folder / "api" / "must_pass.yaml"
+    file.write_text(file.read_text("utf-8").replace("profile: model", "profil: model", 1), "utf-8")
+    return folder
+
+
+def test_lint_finds_no_fault_in_our_specs() -> None:
+    result = invoke("lint")
+    assert (result.exit_code, result.output.partition(" ")[2]) == (0, "clauses, no fault\n"), result.output
+
+
+def test_lint_tells_file_line_and_what_was_meant(spoiled: Path) -> None:
+    result = invoke("lint", str(spoiled))
+    assert result.exit_code == 1
+    assert f"{spoiled}/api/must_pass.yaml:" in result.output
+    assert "unknown key 'profil'" in result.output
+    assert "did you mean 'profile'?" in result.output
+
+
+def test_lint_of_one_file_tells_its_faults_only(spoiled: Path) -> None:
+    assert invoke("lint", str(spoiled / "api" / "must_fail.yaml")).exit_code == 0
+    assert invoke("lint", str(spoiled / "api" / "must_pass.yaml")).exit_code == 1
+    assert invoke("lint", str(spoiled / "api")).exit_code == 1
+
+
+def test_lint_of_nothing_is_an_error(tmp_path: Path) -> None:
+    result = invoke("lint", str(tmp_path / "nowhere"))
+    assert result.exit_code == 2
+    assert "no such file or folder" in result.output
+
+
+def test_show_prints_sentence_source_cases_and_yaml() -> None:
+    result = invoke("show", "inject.in-place")
+    assert result.exit_code == 0
+    for words in (
+        "MUST",
+        "  source   ",
+        " cases\n",
+        "inject.in-place[",
+        "specs/api/",
+        "- id: inject.in-place",
+    ):
+        assert words in result.output
+
+
+def test_show_of_an_unknown_clause_suggests_one() -> None:
+    result = invoke("show", "inject.in-plac")
+    assert result.exit_code == 2
+    assert "did you mean 'inject.in-place'?" in result.output
+
+
+def test_list_names_each_clause_with_its_sentence() -> None:
+    result = invoke("list")
+    assert result.exit_code == 0
+    assert "inject.in-place" in result.output
+
+
+def test_coverage_counts_rows_and_sentences() -> None:
+    result = invoke("coverage")
+    assert result.exit_code == 0
+    assert "behaviours, by area" in result.output
+    assert "functions-for-integration" in result.output
+
+
+def test_run_hands_further_arguments_to_pytest(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(IMPLEMENTATIONS), os.environ.get("PYTHONPATH", "")])
+    )
+    for name, value in ALONE.items():
+        monkeypatch.setenv(name, value)
+    result = invoke(
+        "run", *arguments("tiny")[len(PLUGINS) :], *PLUGINS, "--collect-only", "-q", "-k", "good.refuses"
+    )
+    assert result.exit_code == 0
+    assert capfd.readouterr().out.count("::good.refuses:") == 3

@@ -1,0 +1,99 @@
+"""Reports: written whole, read back, and a damaged one is refused with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft_conformance.report import Results, brief, plain, read, text_table
+
+HEADER = {
+    "implementation": {"name": "mine", "version": "1", "module": "mine", "api_level": "1", "isolated": False},
+    "torch": "2",
+    "transformers": None,
+    "python": "3.11",
+    "device": "cpu",
+    "matrix": "full",
+    "profiles": [],
+}
+
+
+def row(check: str, verdict: str, **more: Any) -> dict[str, Any]:
+    case, _, name = check.partition(":")
+    empty = {"expected": None, "observed": None, "detail": "", "seconds": 0.1, "axes": {}}
+    known = {"id": check, "case": case, "clause": case, "check": name, "level": "MUST", "profile": "model"}
+    return {**empty, **known, "verdict": verdict, **more}
+
+
+@pytest.fixture
+def results() -> Results:
+    left_out = [{"profile": "checkpoint", "verdict": "not-run", "reason": "no cuda", "checks": 7}]
+    rows = [row("b.b:two", "fail", expected=[1], observed=float("nan")), row("a.a:one", "pass")]
+    return Results(HEADER, rows, [{"name": "snapshot:gone", "complaint": "delete it"}], left_out)
+
+
+def test_what_is_written_is_read_back(results: Results, tmp_path: Path) -> None:
+    results.write(tmp_path / "deep" / "report")
+    again = read(tmp_path / "deep" / "report" / "results.jsonl")
+    assert again.header == HEADER
+    assert [entry["id"] for entry in again.rows] == ["a.a:one", "b.b:two"]
+    assert again.rows[1]["observed"] == "nan"
+    assert (again.loose_ends, again.left_out) == (results.loose_ends, results.left_out)
+    assert sorted(path.name for path in (tmp_path / "deep" / "report").iterdir()) == [
+        "results.jsonl",
+        "summary.md",
+    ]
+
+
+def test_order_of_arrival_does_not_show(results: Results, tmp_path: Path) -> None:
+    results.write(tmp_path / "one")
+    results.rows.reverse()
+    results.write(tmp_path / "two")
+    assert (tmp_path / "one" / "results.jsonl").read_bytes() == (
+        tmp_path / "two" / "results.jsonl"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda lines: lines[:-1], "results.jsonl:4: the footer is missing: the file is cut off"),
+        (lambda lines: [*lines[:2], lines[2][:30]], "results.jsonl:3: no JSON object"),
+        (lambda lines: [*lines[:2], *lines[3:]], "the footer counts 2 checks, 1 are there"),
+        (lambda lines: lines[1:], "results.jsonl:1: expected the header line"),
+        (lambda lines: [], "results.jsonl:1: expected the header line"),
+        (
+            lambda lines: [lines[0].replace('"1.0"', '"9.0"'), *lines[1:]],
+            "format '9.0'; this version reads '1.0'",
+        ),
+    ],
+    ids=["no footer", "half a line", "a check less", "no header", "empty", "another format"],
+)
+def test_damaged_report_is_refused(results: Results, tmp_path: Path, damage: Any, message: str) -> None:
+    results.write(tmp_path)
+    file = tmp_path / "results.jsonl"
+    file.write_text("\n".join(damage(file.read_text("utf-8").splitlines())), "utf-8")
+    with pytest.raises(ValueError, match=r"results\.jsonl") as caught:
+        read(file)
+    assert message in str(caught.value)
+
+
+def test_table_shows_only_verdicts_that_were_given(results: Results) -> None:
+    assert text_table(results.table()) == [
+        "profile     pass  fail  not-run",
+        "checkpoint     0     0        7",
+        "model          1     1        0",
+    ]
+    assert results.reasons() == ["7 not-run: no cuda"]
+
+
+def test_brief_says_what_counts_for_each_verdict() -> None:
+    failed = row("a.a:one", "fail", expected=["x → y"], observed="some\nthing", detail="2 differ")
+    assert brief(failed) == 'expected ["x → y"], observed some thing'
+    assert brief(row("a.a:one", "blocked", detail="needs b.b")) == "needs b.b"
+
+
+def test_plain_keeps_what_json_can_hold() -> None:
+    value = {1: (True, None), "set": {"b", "a"}, "number": float("-inf"), "path": Path("x")}
+    assert plain(value) == {"1": [True, None], "set": ["a", "b"], "number": "-inf", "path": repr(Path("x"))}
