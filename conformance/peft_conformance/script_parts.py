@@ -153,26 +153,32 @@ def pairs(left: dict[str, Any], right: dict[str, Any]) -> list[tuple[str, Any, A
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Where two looks at one thing differ, as `name: aspect`."""
+    """Where two looks at one thing differ, as `name: aspect`; what goes with an adapter that came or went
+    does not count.
+    """
     found = []
     for kind in ("tensors", "modules"):
-        known = {id(facts.get("object")): name for name, facts in before[kind].items()}
+        same = {id(facts.get("object")): name for name, facts in before[kind].items()}
+        alias = {facts.get("bare"): name for name, facts in before[kind].items()} if kind == "tensors" else {}
         left = set(before[kind])
         for name, now in after[kind].items():
-            old = known.get(id(now.get("object")), name if kind == "tensors" else None)
+            alias[name] = name if kind == "tensors" else None
+            old = same.get(id(now.get("object")), alias.get(now.get("bare"), alias[name]))
             if old not in before[kind]:
                 found.append(f"{name}: new")
                 continue
             left -= {old}
-            facts = before[kind][old]
-            identity = "object" if kind == "tensors" else ""
-            found += [
-                f"{name}: {k}" for k in now if k not in (identity, "bare") and not alike(facts.get(k), now[k])
-            ]
-            if facts.get("object") is not now.get("object"):
-                found.append(f"{name}: object")
+            was = before[kind][old]
+            gone = set(was.get("adapters", ())) - set(now.get("adapters", ()))
+            come = set(now.get("adapters", ())) - set(was.get("adapters", ()))
+            for aspect, value in now.items():
+                ours = without(was.get(aspect), gone if aspect == "active" else gone | come)
+                theirs = without(value, set() if aspect == "active" else gone | come)
+                equal = was.get(aspect) is value if aspect == "object" else alike(ours, theirs)
+                found += [] if equal or aspect == "bare" else [f"{name}: {aspect}"]
+            found += [f"{name}: adapters"] if gone | come else []
         found += [f"{name}: gone" for name in sorted(left)]
-    for name in before["fields"].keys() | after["fields"].keys():
+    for name in sorted(before["fields"].keys() | after["fields"].keys()):
         if name not in after["fields"]:
             found.append(f"{name}: gone")
         elif name not in before["fields"]:
@@ -180,6 +186,13 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         elif before["fields"][name] != after["fields"][name]:
             found.append(f"{name}: changed")
     return found
+
+
+def without(value: Any, adapters: set[str]) -> Any:
+    """A list or mapping of adapters without some of them."""
+    if isinstance(value, dict):
+        return {name: item for name, item in value.items() if name not in adapters}
+    return [item for item in value if item not in adapters] if isinstance(value, list) else value
 
 
 def process() -> dict[str, Any]:

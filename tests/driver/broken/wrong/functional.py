@@ -1,0 +1,3 @@
+"""Where integrations look."""
+
+from . import set_adapter  # noqa: F401
