@@ -104,6 +104,8 @@ def open_run(config: pytest.Config) -> Run:
         raise pytest.UsageError(str(refusal)) from None
     config.stash[RUN] = run
     if not hasattr(config, "workerinput"):
+        # A worker that the implementation has killed leaves no snapshot report: not worth an error as well.
+        config.addinivalue_line("filterwarnings", "ignore:syrupy. received:UserWarning")
         config.pluginmanager.register(Session(Results(run.describe(), left_out=run.left_out), option))
     return run
 
@@ -251,6 +253,16 @@ class Session:
             def _split_scope(self, nodeid: str) -> str:
                 return nodeid.rpartition(":")[0] if f"/{SUITE_FILE.name}::" in nodeid else nodeid
 
+            def remove_node(self, node: Any) -> str | None:
+                # A case that has killed its worker would kill the next one too, so it is not handed on.
+                died: dict[str, bool] = next(
+                    (u for u in self.assigned_work[node].values() if not all(u.values())), {}
+                )
+                check = next((nodeid for nodeid, done in died.items() if not done), None)
+                died.update(dict.fromkeys(died, True))
+                super().remove_node(node)
+                return check
+
         return ByCase(config, log)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -277,6 +289,7 @@ class Session:
         """Counts per profile; every warning; and aloud, that nothing was judged."""
         if self.options.collectonly:
             return
+        from peft_conformance.plain import few
         from peft_conformance.report import brief, text_table
 
         restore_ids(report for reports in terminalreporter.stats.values() for report in reports)
@@ -285,7 +298,7 @@ class Session:
         for row in self.results.having("warn"):
             say(f"warn  {row['id']}  {brief(row)}", yellow=True)
         if self.results.counts():
-            for line in (*text_table(self.results.table()), *self.results.reasons()):
+            for line in (*text_table(self.results.table()), *few(self.results.reasons(), limit=8)):
                 say(line)
         if not self.results.judged:
             say("NOTHING WAS JUDGED: no check was selected, or every one of them was left out.", red=True)

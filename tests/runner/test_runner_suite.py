@@ -208,6 +208,17 @@ def test_death_is_an_error_and_the_run_goes_on(apart: Outcome) -> None:
     apart.lines.fnmatch_lines(["observed  died: *exit status 7*"])
 
 
+def test_death_of_a_worker_is_told_once_and_the_run_goes_on(tmp_path: Path) -> None:
+    fragile = run_suite(tmp_path, "fragile", "-n2", "-q", "--report=report", "-k", "dies or refuses")
+    assert fragile.status == pytest.ExitCode.TESTS_FAILED
+    assert fragile.red == {"bad.dies:returns-nothing"}
+    assert set(fragile.verdicts.values()) == {"pass"}
+    assert [end["name"] for end in fragile.results.loose_ends] == ["bad.dies:returns-nothing"]
+    fragile.lines.fnmatch_lines(
+        ["worker 'gw?' crashed while running *bad.dies:returns-nothing*", "1 failed, 3 passed*"]
+    )
+
+
 def test_print_outs_disturb_nobody(apart: Outcome) -> None:
     assert apart.verdicts["good.prints:words"] == "pass"
 
