@@ -51,7 +51,7 @@ def inject_adapter_in_model(
     Raises ValueError for a method that does not adapt layers or an unknown one, NoMatchingPeftModuleError (a
     ValueError) if nothing is selected; the model is unchanged after any error.
     """
-    tuner_cls = tuner_for(peft_config)
+    tuner_cls = tuner_for(peft_config, "inject_adapter_in_model")
     Injection(model, tuner_cls, peft_config, adapter_name, True, low_cpu_mem_usage, state_dict).apply()
     return model
 

@@ -47,7 +47,7 @@ class PeftModel(nn.Module):
         low_cpu_mem_usage: bool = False,
     ) -> None:
         super().__init__()
-        tuner_cls = tuner_for(peft_config)
+        tuner_cls = tuner_for(peft_config, "PeftModel")
         _warn_about_name(adapter_name, tuner_cls)
         self.base_model = tuner_cls(model, peft_config, adapter_name, low_cpu_mem_usage)
         self.peft_type: PeftType = peft_config.peft_type  # type: ignore[assignment]
@@ -368,7 +368,7 @@ def get_peft_model(
         raise UnsupportedOptionError(
             "mixed=True needs PeftMixedModel, which the reference does not have yet."
         )
-    tuner_for(peft_config)
+    tuner_for(peft_config, "get_peft_model")
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         warnings.warn(
             "You are trying to modify a model with PEFT for a second time. If you want to reload the "

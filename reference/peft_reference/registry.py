@@ -88,16 +88,18 @@ def register_peft_method(
         PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = model_cls.prefix
 
 
-def tuner_for(config: Any) -> type[BaseTuner]:
-    """The tuner class that `config` asks for; ValueError if no method that adapts layers."""
+def tuner_for(config: Any, caller: str) -> type[BaseTuner]:
+    """The tuner class that `config` asks for; ValueError, naming the `caller`, if no method that adapts layers."""
     peft_type = getattr(config, "peft_type", None)
     if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
         known = ", ".join(sorted(t.value for t in PEFT_TYPE_TO_TUNER_MAPPING))
         given = getattr(peft_type, "value", peft_type) if peft_type is not None else type(config).__name__
-        raise ValueError(f"Unknown PEFT type passed: {given}. The reference adapts models with: {known}.")
+        raise ValueError(
+            f"Unknown PEFT type passed to `{caller}`: {given}. The reference adapts models with: {known}."
+        )
     if peft_type not in PEFT_TYPE_TO_TUNER_MAPPING:
         raise ValueError(
-            f"{peft_type.value} does not work by adapting layers in place: prompt learning and adaption "
-            "prompt are not supported here."
+            f"`{caller}` does not support {peft_type.value}: prompt learning and adaption prompt do not work by "
+            "adapting layers in place."
         )
     return PEFT_TYPE_TO_TUNER_MAPPING[peft_type]

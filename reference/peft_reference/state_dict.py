@@ -76,7 +76,7 @@ def get_peft_model_state_dict(
     if unwrap_compiled:
         model = getattr(model, "_orig_mod", model)
     config = model.peft_config[adapter_name]
-    layer_cls = tuner_for(config).tuner_layer_cls
+    layer_cls = tuner_for(config, "get_peft_model_state_dict").tuner_layer_cls
     result: dict[str, Tensor] = {}
     for entry in adapter_entries(model, config, adapter_name):
         if state_dict is None or entry.live in state_dict:
@@ -111,7 +111,7 @@ def set_peft_model_state_dict(
     adapters.
     """
     config = model.peft_config[adapter_name]
-    tuner_for(config)
+    tuner_for(config, "set_peft_model_state_dict")
     entries = list(adapter_entries(model, config, adapter_name))
     holder_of = {entry.live: entry.holder for entry in entries}
     current = model.state_dict()
