@@ -89,7 +89,7 @@ def register_peft_method(
 
 
 def tuner_for(config: Any, caller: str) -> type[BaseTuner]:
-    """The tuner class that `config` asks for; ValueError, naming the `caller`, if no method that adapts layers."""
+    """The tuner class that `config` asks for; ValueError, naming `caller`, if none adapts layers."""
     peft_type = getattr(config, "peft_type", None)
     if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
         known = ", ".join(sorted(t.value for t in PEFT_TYPE_TO_TUNER_MAPPING))
@@ -99,7 +99,7 @@ def tuner_for(config: Any, caller: str) -> type[BaseTuner]:
         )
     if peft_type not in PEFT_TYPE_TO_TUNER_MAPPING:
         raise ValueError(
-            f"`{caller}` does not support {peft_type.value}: prompt learning and adaption prompt do not work by "
-            "adapting layers in place."
+            f"`{caller}` does not support {peft_type.value}: prompt learning and adaption prompt do not "
+            "work by adapting layers in place."
         )
     return PEFT_TYPE_TO_TUNER_MAPPING[peft_type]
