@@ -290,13 +290,13 @@ class Session:
         if self.options.collectonly:
             return
         from peft_conformance.plain import few
-        from peft_conformance.report import brief, text_table
+        from peft_conformance.report import digest, text_table
 
         restore_ids(report for reports in terminalreporter.stats.values() for report in reports)
         say = terminalreporter.write_line
         terminalreporter.section(f"conformance of {self.results.header['implementation']['name']}")
-        for row in self.results.having("warn"):
-            say(f"warn  {row['id']}  {brief(row)}", yellow=True)
+        for line in digest(self.results.having("warn")):
+            say(line, yellow=True)
         if self.results.counts():
             for line in (*text_table(self.results.table()), *few(self.results.reasons(), limit=8)):
                 say(line)

@@ -101,8 +101,7 @@ class Results:
             ("Known failures", ("expected-failure",)),
             ("Blocked", ("blocked",)),
         ):
-            rows = self.having(*verdicts)
-            parts.append(bullets(title, [f"`{row['id']}` {row['verdict']}: {brief(row)}" for row in rows]))
+            parts.append(bullets(title, digest(self.having(*verdicts))))
         parts.append(bullets("Left out", self.reasons()))
         return "\n".join(part for part in parts if part)
 
@@ -152,6 +151,17 @@ def one_line(header: dict[str, Any]) -> str:
         f"python {header['python']}",
     ]
     return " · ".join(words)
+
+
+def digest(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """One line for each check of a clause and verdict: its first case, how many more, and the reason."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["clause"], row["check"], row["verdict"]), []).append(row)
+    return [
+        f"{row['verdict']} `{row['id']}`{f' and {len(more)} more' if more else ''}: {brief(row)}"
+        for row, *more in groups.values()
+    ]
 
 
 def brief(row: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft_conformance.report import Results, brief, plain, read, text_table
+from peft_conformance.report import Results, brief, digest, plain, read, text_table
 
 HEADER = {
     "implementation": {"name": "mine", "version": "1", "module": "mine", "api_level": "1", "isolated": False},
@@ -21,8 +21,9 @@ HEADER = {
 
 def row(check: str, verdict: str, **more: Any) -> dict[str, Any]:
     case, _, name = check.partition(":")
+    clause = case.partition("[")[0]
     empty = {"expected": None, "observed": None, "detail": "", "seconds": 0.1, "axes": {}}
-    known = {"id": check, "case": case, "clause": case, "check": name, "level": "MUST", "profile": "model"}
+    known = {"id": check, "case": case, "clause": clause, "check": name, "level": "MUST", "profile": "model"}
     return {**empty, **known, "verdict": verdict, **more}
 
 
@@ -92,6 +93,14 @@ def test_brief_says_what_counts_for_each_verdict() -> None:
     failed = row("a.a:one", "fail", expected=["x → y"], observed="some\nthing", detail="2 differ")
     assert brief(failed) == 'expected ["x → y"], observed some thing'
     assert brief(row("a.a:one", "blocked", detail="needs b.b")) == "needs b.b"
+
+
+def test_digest_has_one_line_for_all_cases_of_a_check() -> None:
+    rows = [row(f"a.a[x={n}]:one", "warn") for n in (1, 2, 3)]
+    assert digest([*rows, row("b.b:two", "blocked", detail="needs a.a")]) == [
+        "warn `a.a[x=1]:one` and 2 more: expected null, observed null",
+        "blocked `b.b:two`: needs a.a",
+    ]
 
 
 def test_plain_keeps_what_json_can_hold() -> None:

@@ -81,7 +81,7 @@ def test_table_counts_verdicts_per_profile(whole: Outcome) -> None:
     counts = Counter(row["verdict"] for row in whole.results.rows if row["profile"] == "model")
     whole.lines.fnmatch_lines(
         [
-            "warn  good.warned:wrong  expected *, observed *",
+            "warn `good.warned:wrong`: expected *, observed *",
             "profile * pass  fail  warn  info  error  blocked  unsupported  not-applicable  not-run",
             f"model * {counts['pass']} * {counts['fail']} * 2 * 0",
             "2 not-applicable: at other API levels than 1.0",
@@ -133,10 +133,10 @@ def test_report_follows_its_schema(whole: Outcome) -> None:
 def test_summary_lists_what_is_not_a_plain_pass(whole: Outcome) -> None:
     summary = (whole.folder / "report" / "summary.md").read_text("utf-8")
     assert "| functional |" in summary
-    assert "- `bad.empty:nothing` fail: expected " in summary
-    assert "- `good.warned:wrong` warn: expected " in summary
+    assert "- fail `bad.empty:nothing`: expected " in summary
+    assert "- warn `good.warned:wrong`: expected " in summary
     assert (
-        "- `bad.dependant[dtype=bfloat16]:same` blocked: needs bad.value, and bad.value[dtype=bfloat16]:"
+        "- blocked `bad.dependant[dtype=bfloat16]:same`: needs bad.value, and bad.value[dtype=bfloat16]:"
         in summary
     )
 
