@@ -13,6 +13,7 @@ import copy
 import importlib
 import inspect
 import io
+import itertools
 import json
 import re
 import traceback
@@ -31,7 +32,6 @@ from torch import nn
 from peft_conformance import models
 from peft_conformance.isolation import global_state, isolated, seed_all
 from peft_conformance.records import TEXT_LIMIT, Record, Recorder, mro
-from peft_conformance.script_parts import perturb
 
 Observation = dict[str, Any]  # JSON, but for "tensors": {key: tensor}, which travels as a safetensors file
 
@@ -392,10 +392,24 @@ class _Run:
             output.float().square().sum().backward()
 
     def _perturb(self, body: dict[str, Any]) -> None:
-        part, adapter, slots = body.get("part", "adapter"), body.get("adapter"), self.program.get("slots", ())
-        if not perturb(self.model(body["of"]), part, adapter, body.get("seed", 0), slots, NOISE):
+        part, adapter, seed = body.get("part", "adapter"), body.get("adapter"), body.get("seed", 0)
+        slots = {"adapter": set(self.program.get("slots", ())), "aux": {"modules_to_save"}}
+
+        def chosen(name: str) -> bool:
+            parts = name.split(".")
+            if part == "base":
+                return not (slots["adapter"] | slots["aux"]) & set(parts[:-1])
+            return any(a in slots[part] and adapter in (None, b) for a, b in itertools.pairwise(parts))
+
+        named = self.model(body["of"]).named_parameters()
+        parameters = sorted((n, p) for n, p in named if p.is_floating_point() and chosen(n))
+        if not parameters:
             whose = f" of {adapter or 'any adapter'}" if part != "base" else ""
             raise Missing(f"nothing to perturb: {body['of']} has no {part} tensors{whose}")
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for _, parameter in parameters:
+                parameter.add_((NOISE * torch.randn(parameter.shape, generator=generator)).to(parameter))
 
     def _set_tensor(self, body: dict[str, Any]) -> None:
         value, name = self.entity(body["of"]).value, body["name"]
