@@ -57,7 +57,12 @@ def isolated() -> Iterator[tuple[Path, list[warnings.WarningMessage]]]:
         if torch.get_default_device() != device:
             torch.set_default_device(device)
         torch.set_grad_enabled(grad)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        now = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+        if now != (deterministic, warn_only):  # the call imports torch's compiler: seconds
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.set_warn_always(warn_always)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
