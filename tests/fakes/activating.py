@@ -50,7 +50,7 @@ def set_adapter_takes_the_last_of_a_list(patch: Patches) -> None:
         original(model, adapter_name if isinstance(adapter_name, str) else adapter_name[-1:], *args, **kwargs)
 
 
-@fake("A list of adapters is activated in alphabetical order of the reversed names.", caught_by=["*:*"])
+@fake("A list of adapters is activated from the last to the first.", caught_by=["set_adapter.*:*"])
 def set_adapter_reorders(patch: Patches) -> None:
     @patch.replace(adapters, "set_adapter")
     def set_adapter(original: Any, model: nn.Module, adapter_name: Any, *args: Any, **kwargs: Any) -> None:
@@ -114,7 +114,7 @@ def set_adapter_thaws_the_base(patch: Patches) -> None:
         self.get_base_layer().requires_grad_(True)
 
 
-@fake("layer_cls of set_adapter and delete_adapter is ignored.", caught_by=["*:*"])
+@fake("layer_cls of set_adapter and delete_adapter is ignored.", caught_by=["set_adapter.*:*", "delete.*:*"])
 def ignores_layer_cls(patch: Patches) -> None:
     @patch.replace(adapters, "holders")
     def holders(original: Any, model: nn.Module, layer_cls: Any = LAYER) -> Any:
@@ -130,10 +130,6 @@ def set_adapter_forgets_modules_to_save(patch: Patches) -> None:
 
 @fake("All copies of modules_to_save stay trainable.", caught_by=["set_adapter.modules-to-save-other:other-frozen"])
 def modules_to_save_of_all_adapters_train(patch: Patches) -> None:
-    @patch.replace(WRAPPER, "attach")
-    def attach(original: Any, self: Any, adapter: str, module: nn.Module) -> None:
-        original(self, adapter, module)
-
     @patch.replace(WRAPPER, "set_requires_grad")
     def set_requires_grad(original: Any, self: Any, adapter_names: Any, requires_grad: bool = True) -> None:
         original(self, self.all_adapters(), True)
@@ -207,7 +203,7 @@ def add_freezes_the_others(patch: Patches) -> None:
         return done
 
 
-@fake("Every adapter acts, active or not.", caught_by=["peft_model.add-adapter:output-unchanged"])
+@fake("Every adapter acts, active or not.", caught_by=["peft_model.add-adapter:output-unchanged", "law.inactive:as-alone", "law.delete:same-output"])
 def all_adapters_act(patch: Patches) -> None:
     @patch.replace(LAYER, "forward")
     def forward(original: Any, self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -234,7 +230,7 @@ def set_requires_grad_ignores_the_flag(patch: Patches) -> None:
         original(model, adapter_names)
 
 
-@fake("set_requires_grad sets the flag of every adapter.", caught_by=["set_requires_grad.sets:frame"])
+@fake("set_requires_grad sets the flag of every adapter.", caught_by=["set_requires_grad.sets:frame"], points=[{"flag": False}])
 def set_requires_grad_sets_all(patch: Patches) -> None:
     @patch.replace(adapters, "set_requires_grad")
     def set_requires_grad(original: Any, model: nn.Module, adapter_names: Any, requires_grad: bool = True) -> None:
@@ -250,7 +246,7 @@ def set_requires_grad_skips_inactive(patch: Patches) -> None:
         original(model, [name for name in names if name in adapters.active_adapters_of(model)], requires_grad)
 
 
-@fake("set_requires_grad takes the first of several names.", caught_by=["set_requires_grad.several:flag"])
+@fake("set_requires_grad takes the first of several names.", caught_by=["set_requires_grad.several:flag"], points=[{"flag": False}])
 def set_requires_grad_takes_one_name(patch: Patches) -> None:
     @patch.replace(adapters, "set_requires_grad")
     def set_requires_grad(original: Any, model: nn.Module, adapter_names: Any, requires_grad: bool = True) -> None:
@@ -312,7 +308,7 @@ def set_requires_grad_is_exclusive(patch: Patches) -> None:
 # Deleting ------------------------------------------------------------------------------------------------------
 
 
-@fake("delete_adapter removes A and leaves B.", caught_by=["delete.removes-weights:gone"])
+@fake("delete_adapter removes A and leaves B.", caught_by=["delete.removes-weights:gone", "law.delete:gone"])
 def deletes_half(patch: Patches) -> None:
     @patch.replace(LAYER, "detach")
     def detach(original: Any, self: Any, adapter: str) -> Any:
@@ -337,7 +333,7 @@ def deletes_from_the_first_layer_only(patch: Patches) -> None:
         return result
 
 
-@fake("delete_adapter deletes all adapters.", caught_by=["delete.removes-weights:other-stays"])
+@fake("delete_adapter deletes all adapters.", caught_by=["delete.removes-weights:other-stays", "law.delete:others-kept", "functional.any-module:remaining"])
 def deletes_all_adapters(patch: Patches) -> None:
     @patch.replace(adapters, "delete_adapter")
     def delete_adapter(original: Any, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
@@ -399,16 +395,13 @@ def delete_leaves_the_next_frozen(patch: Patches) -> None:
         return result
 
 
-@fake("Deleting any adapter changes which one is active.", caught_by=["delete.*:*"])
-def delete_always_reactivates(patch: Patches) -> None:
+@fake("Deleting any adapter deactivates the others.", caught_by=["delete.*:*"])
+def delete_deactivates_the_others(patch: Patches) -> None:
     @patch.replace(adapters, "delete_adapter")
     def delete_adapter(original: Any, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
         result = original(model, adapter_name, *args, **kwargs)
-        left = sorted({n for held in adapters.holders(model) for n in held.all_adapters()})
-        if left and adapter_name not in left:
-            for held in adapters.holders(model):
-                held.set_adapter(left[-1:])
-            return left[-1:]
+        for held in adapters.holders(model):
+            held.set_adapter([])
         return result
 
 
@@ -476,14 +469,14 @@ def delete_forgets_modules_to_save(patch: Patches) -> None:
         return None
 
 
-@fake("The prefix of delete_adapter is ignored.", caught_by=["delete.*prefix*:*"])
+@fake("The prefix of delete_adapter is ignored.", caught_by=["delete.*:*"])
 def delete_ignores_the_prefix(patch: Patches) -> None:
     @patch.replace(adapters, "delete_adapter")
     def delete_adapter(original: Any, model: nn.Module, adapter_name: str, prefix: str, layer_cls: Any = LAYER) -> Any:
         return original(model, adapter_name, "lora_", layer_cls)
 
 
-@fake("An adapter that is merged can be deleted, its weights stay in the base.", caught_by=["*:*"])
+@fake("An adapter that is merged can be deleted, its weights stay in the base.", caught_by=["delete.*:*"])
 def deletes_merged_adapters(patch: Patches) -> None:
     @patch.replace(adapters, "delete_adapter")
     def delete_adapter(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -492,7 +485,7 @@ def deletes_merged_adapters(patch: Patches) -> None:
         return original(model, *args, **kwargs)
 
 
-@fake("PeftModel.delete_adapter keeps the config.", caught_by=["*:*"])
+@fake("PeftModel.delete_adapter keeps the config.", caught_by=["delete.peft-model*:*"])
 def peft_model_delete_keeps_the_config(patch: Patches) -> None:
     @patch.replace(injection.BaseTuner, "delete_adapter")
     def delete_adapter(original: Any, self: Any, adapter_name: str) -> None:
@@ -501,7 +494,7 @@ def peft_model_delete_keeps_the_config(patch: Patches) -> None:
         self.peft_config[adapter_name] = config
 
 
-@fake("PeftModel.delete_adapter passes over a name that no adapter has.", caught_by=["*:raises"])
+@fake("PeftModel.delete_adapter passes over a name that no adapter has.", caught_by=["delete.peft-model-unknown:raises"])
 def peft_model_delete_accepts_unknown_names(patch: Patches) -> None:
     @patch.replace(injection.BaseTuner, "delete_adapter")
     def delete_adapter(original: Any, self: Any, adapter_name: str) -> None:
@@ -584,7 +577,7 @@ def cast_loses_values(patch: Patches) -> None:
                     parameter.data = torch.zeros_like(parameter, dtype=torch.float32)
 
 
-@fake("cast_adapter_dtype, set_adapter and set_requires_grad return the model.", caught_by=["cast.returns-none:returns-none", "set_requires_grad.default:returns-none"])
+@fake("cast_adapter_dtype, set_adapter and set_requires_grad return the model.", caught_by=["cast.returns-none:returns-none", "set_requires_grad.default:returns-none", "set_adapter.returns-none:returns-none"])
 def verbs_return_the_model(patch: Patches) -> None:
     for name in ("cast_adapter_dtype", "set_adapter", "set_requires_grad"):
 

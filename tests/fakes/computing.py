@@ -24,7 +24,7 @@ def scaled_by(patch: Patches, scaling: Any) -> None:
         return contents | {"scaling": scaling(config, contents["r"], contents["lora_alpha"])}
 
 
-@fake("The adapter is scaled by alpha, not by alpha / r.", caught_by=["inject.scaling:output", "inject.example:linear-adapted"], points=[{"r": 2, "alpha": 3}])
+@fake("The adapter is scaled by alpha, not by alpha / r.", caught_by=["inject.scaling:output", "inject.example:linear-adapted", "law.forward:as-formula", "lora_config.scaling-value:scalings"], points=[{"r": 2, "alpha": 3}])
 def scales_by_alpha(patch: Patches) -> None:
     scaled_by(patch, lambda config, r, alpha: float(alpha))
 
@@ -39,7 +39,7 @@ def scales_by_nothing(patch: Patches) -> None:
     scaled_by(patch, lambda config, r, alpha: 1.0)
 
 
-@fake("use_rslora is ignored.", caught_by=["inject.scaling:output", "inject.patterns:by-rank"], points=[{"r": 2, "rslora": True}])
+@fake("use_rslora is ignored.", caught_by=["inject.scaling:output", "lora_config.pattern-scaling:both-scaling"], points=[{"r": 2, "rslora": True}])
 def ignores_rslora(patch: Patches) -> None:
     scaled_by(patch, lambda config, r, alpha: alpha / r)
 
@@ -49,17 +49,17 @@ def always_rslora(patch: Patches) -> None:
     scaled_by(patch, lambda config, r, alpha: alpha / r**0.5)
 
 
-@fake("The scaling follows the config's rank, not the rank of rank_pattern.", caught_by=["inject.patterns-scaling:rank-only"])
+@fake("The scaling follows the config's rank, not the rank of rank_pattern.", caught_by=["inject.patterns-scaling:rank-only", "lora_config.pattern-scaling:rank-scaling"])
 def scaling_ignores_rank_pattern(patch: Patches) -> None:
     scaled_by(patch, lambda config, r, alpha: alpha / (config.r**0.5 if config.use_rslora else config.r))
 
 
-@fake("rank_pattern is ignored.", caught_by=["inject.patterns:by-rank", "inject.patterns:rank-shape", "inject.patterns-scaling:rank-only"])
+@fake("rank_pattern is ignored.", caught_by=["inject.patterns:by-rank", "inject.patterns:rank-shape", "inject.patterns-scaling:rank-only", "lora_config.pattern-suffix:shapes", "lora_config.pattern-regex:rank"])
 def ignores_rank_pattern(patch: Patches) -> None:
     _without(patch, "rank_pattern")
 
 
-@fake("alpha_pattern is ignored.", caught_by=["inject.patterns-scaling:alpha-only"])
+@fake("alpha_pattern is ignored.", caught_by=["inject.patterns-scaling:alpha-only", "lora_config.pattern-scaling:alpha-scaling", "lora_config.pattern-regex:alpha"])
 def ignores_alpha_pattern(patch: Patches) -> None:
     _without(patch, "alpha_pattern")
 
@@ -72,14 +72,14 @@ def _without(patch: Patches, field: str) -> None:
         return original(self, config, name)
 
 
-@fake("The first entry of a pattern holds for every layer.", caught_by=["inject.patterns:unnamed-rank", "inject.patterns-scaling:neither"])
+@fake("The first entry of a pattern holds for every layer.", caught_by=["inject.patterns:unnamed-rank", "inject.patterns-scaling:neither", "lora_config.pattern-suffix:not-matched", "lora_config.pattern-regex:neither", "lora_config.pattern-dotted:neither"])
 def patterns_match_everything(patch: Patches) -> None:
     @patch.replace(matching, "pattern_value")
     def pattern_value(original: Any, patterns: Any, name: str, default: Any) -> Any:
         return next(iter((patterns or {}).values()), default)
 
 
-@fake("Every layer gets twice the rank that the config says.", caught_by=["inject.example:a-shape", "get_peft_model.documented-example:rank"])
+@fake("Every layer gets twice the rank that the config says.", caught_by=["inject.example:a-shape", "get_peft_model.documented-example:rank", "lora_config.scaling:rank", "lora_config.scaling-value:ranks", "lora_config.rank-large:rank", "load.scalings:ranks"])
 def doubles_the_rank(patch: Patches) -> None:
     @patch.replace(LORA, "create")
     def create(original: Any, self: Any, config: Any, name: str) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def doubles_the_rank(patch: Patches) -> None:
         return original(self, config, name)
 
 
-@fake("Every layer has rank 8 and alpha 8, the defaults.", caught_by=["inject.example:linear-adapted"])
+@fake("Every layer has rank 8 and alpha 8, the defaults.", caught_by=["inject.example:linear-adapted", "load.config-argument:scaling"])
 def uses_default_rank_and_alpha(patch: Patches) -> None:
     @patch.replace(LORA, "create")
     def create(original: Any, self: Any, config: Any, name: str) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def contributes(patch: Patches, change: Any) -> None:
 
 
 @fake("B starts with random values, so that the adapted model differs from the base model at once.",
-      caught_by=["get_peft_model.identity-at-init:same-output", "inject.keeps-transformers:starts-as-base"])  # fmt: skip
+      caught_by=["get_peft_model.identity-at-init:same-output", "inject.keeps-transformers:starts-as-base", "lora_config.init-default:zero-factor", "law.identity-at-init:as-base"])  # fmt: skip
 def starts_with_noise(patch: Patches) -> None:
     @patch.replace(LORA, "create")
     def create(original: Any, self: Any, config: Any, name: str) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def starts_with_noise(patch: Patches) -> None:
         return original(self, config, name)
 
 
-@fake("A starts at zero like B, so that no gradient ever reaches either.", caught_by=["*init*:*"])
+@fake("A starts at zero like B, so that no gradient ever reaches either.", caught_by=["lora_config.init-default:random-factor", "lora_config.init-false:both-random"])
 def starts_dead(patch: Patches) -> None:
     @patch.replace(LORA, "create")
     def create(original: Any, self: Any, config: Any, name: str) -> dict[str, Any]:
@@ -132,12 +132,12 @@ def starts_dead(patch: Patches) -> None:
         return contents
 
 
-@fake("init_lora_weights=False starts as the identity.", caught_by=["*init*:*"])
+@fake("init_lora_weights=False starts as the identity.", caught_by=["lora_config.init-false:both-random", "lora_config.init-false:no-identity"])
 def ignores_init_false(patch: Patches) -> None:
     _init(patch, False, True)
 
 
-@fake("init_lora_weights='gaussian' is ignored.", caught_by=["*init*:*"], points=[{"init": "gaussian"}])
+@fake("init_lora_weights='gaussian' is ignored.", caught_by=["lora_config.*:*"], points=[{"init": "gaussian"}])
 def ignores_gaussian(patch: Patches) -> None:
     _init(patch, "gaussian", True)
 
@@ -151,7 +151,7 @@ def _init(patch: Patches, said: Any, taken: Any) -> None:
         return original(self, config, name)
 
 
-@fake("The adapter is initialised from a generator of its own, the same at each call.", caught_by=["*:*"])
+@fake("The adapter is initialised from a generator of its own, the same at each call.", caught_by=["law.deterministic:*"])
 def initialises_from_a_fixed_seed(patch: Patches) -> None:
     @patch.replace(LORA, "create")
     def create(original: Any, self: Any, config: Any, name: str) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def initialises_from_a_fixed_seed(patch: Patches) -> None:
 
 
 @fake("Adapters have no effect on the output.",
-      caught_by=["peft_model.forward-adds-delta:formula", "peft_model.forward-adds-delta:acts", "inject.scaling:output", "peft_model.forward-keywords:adapter-acts"])  # fmt: skip
+      caught_by=["peft_model.forward-adds-delta:formula", "peft_model.forward-adds-delta:acts", "inject.scaling:output", "peft_model.forward-keywords:adapter-acts", "law.forward:not-base", "lora_config.init-false:no-identity", "set_adapter.modules-to-save-other:frame"])  # fmt: skip
 def adapters_do_not_act(patch: Patches) -> None:
     contributes(patch, lambda self, adapter, x, added: added * 0)
 
@@ -196,7 +196,7 @@ def scales_every_output(patch: Patches) -> None:
 
 
 @fake("The output has the adapter's type, not the base model's.",
-      caught_by=["get_peft_model.identity-at-init:same-type", "get_peft_model.autocast:output-dtype"], points=[{"dtype": "float16"}])  # fmt: skip
+      caught_by=["get_peft_model.identity-at-init:same-type", "get_peft_model.autocast:output-dtype", "cast.output:output-dtype", "law.identity-at-init:output-type", "law.forward:output-type"], points=[{"dtype": "float16"}])  # fmt: skip
 def outputs_the_adapters_type(patch: Patches) -> None:
     @patch.replace(layer.BaseTunerLayer, "forward")
     def forward(original: Any, self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -205,7 +205,7 @@ def outputs_the_adapters_type(patch: Patches) -> None:
         return y.to(kinds[0]) if kinds else y
 
 
-@fake("The output is detached, so that nothing can be trained through the adapted layer.", caught_by=["*:*grad*"])
+@fake("The output is detached, so that nothing can be trained through the adapted layer.", caught_by=["law.gradients:adapter"])
 def keeps_gradients_away(patch: Patches) -> None:
     def detached(self: Any, adapter: str, x: Any, added: Any) -> Any:
         zero = sum((p.sum() * 0 for p in self.adapter_parameters(adapter)), torch.zeros(()))
@@ -215,7 +215,7 @@ def keeps_gradients_away(patch: Patches) -> None:
 
 
 @fake("A is detached in the forward pass, only B gets a gradient.",
-      caught_by=["get_peft_model.trains-adapter-only:adapter-has-grad", "peft_model.active-together:default-grad"])  # fmt: skip
+      caught_by=["get_peft_model.trains-adapter-only:adapter-has-grad", "peft_model.active-together:default-grad", "law.gradients:adapter"])  # fmt: skip
 def trains_b_only(patch: Patches) -> None:
     @patch.replace(LORA, "adapt")
     def adapt(original: Any, self: Any, adapter: str, x: Any, y: Any) -> Any:
@@ -249,7 +249,7 @@ def _acting(patch: Patches, choose: Any) -> None:
             self._active_adapter = said
 
 
-@fake("Dropout acts in eval mode too.", caught_by=["*dropout*:*"])
+@fake("Dropout acts in eval mode too.", caught_by=["lora_config.dropout:none-dropped"])
 def dropout_in_eval(patch: Patches) -> None:
     @patch.replace(LORA, "adapt")
     def adapt(original: Any, self: Any, adapter: str, x: Any, y: Any) -> Any:
@@ -274,7 +274,7 @@ def ignores_dropout(patch: Patches) -> None:
             return x
 
 
-@fake("Dropout also thins the input of the base layer.", caught_by=["*dropout*:*"])
+@fake("Dropout also thins the input of the base layer.", caught_by=["lora_config.dropout:all-dropped"])
 def dropout_on_the_base_path(patch: Patches) -> None:
     @patch.replace(layer.BaseTunerLayer, "forward")
     def forward(original: Any, self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -288,7 +288,7 @@ def dropout_on_the_base_path(patch: Patches) -> None:
 # Layouts -------------------------------------------------------------------------------------------------------
 
 
-@fake("The delta of square layers is transposed.", caught_by=["*:*"])
+@fake("The delta of square layers is transposed.", caught_by=["set_adapter.*:*", "law.*:*"])
 def transposes_square_deltas(patch: Patches) -> None:
     @patch.replace(LORA, "delta")
     def delta(original: Any, self: Any, adapter: str) -> torch.Tensor:
@@ -296,7 +296,7 @@ def transposes_square_deltas(patch: Patches) -> None:
         return found.transpose(0, 1) if found.dim() == 2 and found.shape[0] == found.shape[1] else found
 
 
-@fake("A layer that stores its weight transposed is merged as if it did not, where the shape allows.", caught_by=["*:*"])
+@fake("A layer that stores its weight transposed is merged as if it did not, where the shape allows.", caught_by=["law.merge:as-formula", "lora_config.fan-in-fan-out:merged", "peft_model.merge-and-unload-transformers:output"])
 def forgets_conv1d_is_transposed(patch: Patches) -> None:
     @patch.replace(layer.BaseTunerLayer, "merged_base")
     def merged_base(original: Any, self: Any, adapters: list[str], safe_merge: bool) -> Any:
@@ -307,7 +307,7 @@ def forgets_conv1d_is_transposed(patch: Patches) -> None:
         return weight, bias
 
 
-@fake("Conv adapters forget stride and padding in the forward pass.", caught_by=["*:*"], points=[{"model": "one-conv1d", "layer": "one-conv1d"}, {"model": "one-conv2d", "layer": "one-conv2d"}])
+@fake("Conv adapters forget stride and padding in the forward pass.", caught_by=["law.forward:as-formula", "peft_model.forward-adds-delta:formula"], points=[{"model": "one-conv1d", "layer": "one-conv1d"}, {"model": "one-conv2d", "layer": "one-conv2d"}])
 def convolutions_forget_padding(patch: Patches) -> None:
     def shifted(self: Any, adapter: str, x: Any, added: Any) -> Any:
         return torch.roll(added, 1, dims=-1) if issubclass(self.op, operators.Conv1d) else added
@@ -315,7 +315,7 @@ def convolutions_forget_padding(patch: Patches) -> None:
     contributes(patch, shifted)
 
 
-@fake("Embedding adapters act on half of the vocabulary.", caught_by=["*:*"], points=[{"model": "one-embedding", "layer": "one-embedding"}])
+@fake("Embedding adapters act on half of the vocabulary.", caught_by=["law.forward:as-formula"], points=[{"model": "one-embedding", "layer": "one-embedding"}])
 def embeddings_adapt_half(patch: Patches) -> None:
     def half(self: Any, adapter: str, x: Any, added: Any) -> Any:
         return added * (x < self.in_features // 2).unsqueeze(-1) if self.op is operators.Embedding else added
@@ -323,7 +323,7 @@ def embeddings_adapt_half(patch: Patches) -> None:
     contributes(patch, half)
 
 
-@fake("lora_bias is ignored.", caught_by=["*bias*:*"])
+@fake("lora_bias is ignored.", caught_by=["lora_config.*:*"])
 def ignores_lora_bias(patch: Patches) -> None:
     @patch.replace(LORA, "create")
     def create(original: Any, self: Any, config: Any, name: str) -> dict[str, Any]:
@@ -332,7 +332,7 @@ def ignores_lora_bias(patch: Patches) -> None:
         return original(self, config, name)
 
 
-@fake("The bias of B is not scaled.", caught_by=["*bias*:*"])
+@fake("The bias of B is not scaled.", caught_by=["lora_config.*:*"])
 def lora_bias_is_not_scaled(patch: Patches) -> None:
     def unscaled(self: Any, adapter: str, x: Any, added: Any) -> Any:
         bias = self.lora_B[adapter].bias if adapter in self.lora_B else None

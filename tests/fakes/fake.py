@@ -25,6 +25,11 @@ class Fake:
     like: str | None = None  # the release or library that has, or had, this fault
     points: tuple[dict[str, Any], ...] = ({},)  # axis values to prefer to the first ones, one run of a clause each
 
+    @property
+    def topics(self) -> frozenset[str]:
+        """What clause ids begin with: the fake runs on the clauses of the topics where it has to be caught."""
+        return frozenset(pattern.partition(":")[0].partition(".")[0] for pattern in self.caught_by)
+
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Make `peft_reference` wrong, in place, and right again afterwards."""
@@ -68,13 +73,15 @@ class Patches:
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Bind `owner.name` to `value`; a function of the reference is bound wherever it has been imported."""
+        if name == "__class__":
+            self._undo.append(functools.partial(setattr, owner, name, type(owner)))
+            setattr(owner, name, value)
+            return
         old = inspect.getattr_static(owner, name)
         for place in _importers(old) if isinstance(owner, types.ModuleType) and callable(old) else [owner]:
             for bound in [key for key, held in vars(place).items() if held is old] or [name]:
-                own = bound in vars(place)
-                self._undo.append(
-                    functools.partial(setattr, place, bound, old) if own else functools.partial(delattr, place, bound)
-                )
+                put_back = functools.partial(setattr, place, bound, old)
+                self._undo.append(put_back if bound in vars(place) else functools.partial(delattr, place, bound))
                 setattr(place, bound, value)
 
     def item(self, mapping: dict[Any, Any], key: Any, value: Any) -> None:

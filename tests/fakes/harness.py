@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
@@ -71,10 +71,15 @@ def cases() -> dict[str, list[Case]]:
     return by_clause
 
 
-def selected(points: Iterable[Mapping[str, Any]] = ({},)) -> list[Case]:
-    """For each clause and point, the first case whose axes have the point's values where the clause has those axes."""
+def selected(points: Iterable[Mapping[str, Any]] = ({},), topics: Collection[str] = ("*",)) -> list[Case]:
+    """For each clause of the topics (`*`: any) and each point, the first case that has the point's values.
+
+    An axis that the clause does not have, or a value that it does not take, is passed over.
+    """
     chosen: dict[str, Case] = {}
-    for of_clause in cases().values():
+    for clause, of_clause in cases().items():
+        if not any(fnmatchcase(clause.partition(".")[0], topic) for topic in topics):
+            continue
         for point in points:
             fitting = (c for c in of_clause if all(repr(c.axes[a]) == repr(v) for a, v in point.items() if a in c.axes))
             case = next(fitting, of_clause[0])
@@ -134,7 +139,7 @@ def shared(fake: Fake, folder: Path) -> Result:
     started = time.monotonic()
     while not file.exists():
         if claimed(claim):
-            result = perform(fake, selected(fake.points))
+            result = perform(fake, selected(fake.points, fake.topics))
             part = file.with_suffix(f".{os.getpid()}")
             part.write_text(json.dumps(vars(result)), encoding="utf-8")
             part.replace(file)

@@ -18,7 +18,7 @@ from .fake import Patches, fake
 # Freezing ------------------------------------------------------------------------------------------------------
 
 
-@fake("The base model stays trainable.", caught_by=["inject.freezes:base-frozen", "get_peft_model.in-place:base-frozen"])
+@fake("The base model stays trainable.", caught_by=["inject.freezes:base-frozen", "get_peft_model.in-place:base-frozen", "law.tensors:base", "law.gradients:base", "load.frozen:nothing-trains"])
 def forgets_to_freeze(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
     def apply(original: Any, self: Any) -> Any:
@@ -51,7 +51,7 @@ def freezes_targets_only(patch: Patches) -> None:
 
 @fake(
     "Biases of the base model stay trainable whatever `bias` says.",
-    caught_by=["inject.freezes:base-frozen"],
+    caught_by=["inject.freezes:base-frozen", "lora_config.bias-trains:none-trains"],
 )
 def trains_biases_anyway(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
@@ -66,8 +66,7 @@ def trains_biases_anyway(patch: Patches) -> None:
 
 @fake(
     "The new adapter is frozen together with the base model.",
-    caught_by=["inject.freezes:adapter-trains", "get_peft_model.in-place:adapter-trains"],
-)
+    caught_by=["inject.freezes:adapter-trains", "get_peft_model.in-place:adapter-trains", "law.tensors:trainable", "lora_config.bias-trains:adapter-trains", "low_memory.get-peft-model:adapter-trains"])
 def freezes_the_adapter_too(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
     def apply(original: Any, self: Any) -> Any:
@@ -167,7 +166,7 @@ def injects_by_wrapping(patch: Patches) -> None:
 
 @fake(
     "The model's class is replaced by a PeftModel class made for it, as mixin libraries do.",
-    caught_by=["inject.in-place:own-class", "inject.module-tree:root", "inject.no-utilities:no-peft-model"],
+    caught_by=["inject.in-place:own-class", "inject.module-tree:root"],
 )
 def changes_the_models_class(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
@@ -255,7 +254,7 @@ def rebuilds_untargeted_layers(patch: Patches) -> None:
 
 @fake(
     "New layers are in training mode whatever mode the model is in.",
-    caught_by=["inject.*:*train*", "laws.*:*"],
+    caught_by=["law.mode:same-mode"],
     like="peft 0.21.2, whose wrapper and dropout start in training mode",
 )
 def new_layers_in_train_mode(patch: Patches) -> None:
@@ -269,7 +268,7 @@ def new_layers_in_train_mode(patch: Patches) -> None:
         return done
 
 
-@fake("The whole model is put into training mode.", caught_by=["inject.*:frame"])
+@fake("The whole model is put into training mode.", caught_by=["inject.in-place:frame", "law.mode:same-mode"])
 def switches_the_model_to_training(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
     def apply(original: Any, self: Any) -> Any:
@@ -289,13 +288,18 @@ def casts_the_base_too(patch: Patches) -> None:
         if autocast_adapter_dtype:
             model.float()
 
+    @patch.replace(layer.BaseTunerLayer, "forward")
+    def forward(original: Any, self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        y = original(self, x.to(self.weight.dtype) if x.is_floating_point() else x, *args, **kwargs)
+        return y.to(x.dtype) if x.is_floating_point() else y
+
 
 # Which layers --------------------------------------------------------------------------------------------------
 
 
 @fake(
     "Every linear layer is adapted, whatever the config targets.",
-    caught_by=["inject.example:head-plain", "inject.freezes-untargeted:untargeted-plain", "get_peft_model.only-targets:others-plain"],
+    caught_by=["inject.example:head-plain", "inject.freezes-untargeted:untargeted-plain", "get_peft_model.only-targets:others-plain", "targets.suffix:others-plain", "targets.regex:others-plain", "targets.full-name:others-plain"],
 )
 def adapts_every_linear_layer(patch: Patches) -> None:
     @patch.replace(matching, "is_target")
@@ -306,7 +310,7 @@ def adapts_every_linear_layer(patch: Patches) -> None:
 LINEAR_NAMES = {"lm_head", "lin0", "lin1", "linear", "head", "q", "v", "mlp", "q_proj", "o_proj", "embedding"}
 
 
-@fake("Only the first module that matches is adapted.", caught_by=["get_peft_model.targeted-names:full-names"])
+@fake("Only the first module that matches is adapted.", caught_by=["get_peft_model.targeted-names:full-names", "targets.suffix:adapted", "targets.several:adapted", "targets.all-linear:adapted"])
 def adapts_the_first_match_only(patch: Patches) -> None:
     @patch.replace(matching, "select_targets")
     def select_targets(original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -315,8 +319,7 @@ def adapts_the_first_match_only(patch: Patches) -> None:
 
 @fake(
     "A target matches any name that contains it.",
-    caught_by=["inject.no-target:raises", "get_peft_model.targets-not-found:raises*"],
-)
+    caught_by=["inject.no-target:raises", "get_peft_model.targets-not-found:raises*", "targets.regex-partial:raises", "targets.suffix:adapted"], points=[{"targets": "linea"}])
 def matches_substrings(patch: Patches) -> None:
     @patch.replace(matching, "names_module")
     def names_module(original: Any, entries: Any, name: str) -> bool:
@@ -327,7 +330,7 @@ def matches_substrings(patch: Patches) -> None:
 
 @fake(
     "Entries of a list of targets are regular expressions.",
-    caught_by=["*target*:*"],
+    caught_by=["targets.*:adapted"],
 )
 def list_entries_are_regexes(patch: Patches) -> None:
     @patch.replace(matching, "names_module")
@@ -337,7 +340,7 @@ def list_entries_are_regexes(patch: Patches) -> None:
         return original(entries, name) or any(re.fullmatch(rf"(.*\.)?{entry}", name) for entry in entries)
 
 
-@fake("Upper and lower case are the same in targets.", caught_by=["*:*"], points=[{"targets": "LINEAR"}])
+@fake("Upper and lower case are the same in targets.", caught_by=["inject.no-target:raises"], points=[{"targets": "LINEAR"}])
 def matches_any_case(patch: Patches) -> None:
     @patch.replace(matching, "names_module")
     def names_module(original: Any, entries: Any, name: str) -> bool:
@@ -348,7 +351,7 @@ def matches_any_case(patch: Patches) -> None:
 
 @fake(
     "A full name in a list of targets also matches modules that end in it as text.",
-    caught_by=["*:*"],
+    caught_by=["targets.numbers:adapted"],
 )
 def suffix_without_dot(patch: Patches) -> None:
     @patch.replace(matching, "names_module")
@@ -358,7 +361,7 @@ def suffix_without_dot(patch: Patches) -> None:
         return any(name.endswith(entry) for entry in entries)
 
 
-@fake("exclude_modules is ignored.", caught_by=["*exclude*:*"])
+@fake("exclude_modules is ignored.", caught_by=["targets.exclude-list:adapted", "targets.exclude-list:others-plain", "targets.exclude-regex:adapted", "targets.exclude-everything:raises", "targets.exclude-all-linear:adapted"])
 def ignores_exclude_modules(patch: Patches) -> None:
     @patch.replace(matching, "select_targets")
     def select_targets(original: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
@@ -367,14 +370,14 @@ def ignores_exclude_modules(patch: Patches) -> None:
         return original(config, *args, **kwargs)
 
 
-@fake("layers_to_transform is ignored.", caught_by=["*layers*:*"])
+@fake("layers_to_transform is ignored.", caught_by=["targets.layers-list:adapted", "targets.layers-one:adapted", "targets.layers-zero:adapted", "targets.layers-none-left:raises"])
 def ignores_layers_to_transform(patch: Patches) -> None:
     @patch.replace(matching, "_in_layers")
     def _in_layers(original: Any, config: Any, name: str) -> bool:
         return True
 
 
-@fake("layers_pattern is ignored.", caught_by=["*layers*:*"])
+@fake("layers_pattern is ignored.", caught_by=["targets.layers-pattern-list:adapted"])
 def ignores_layers_pattern(patch: Patches) -> None:
     @patch.replace(matching, "_in_layers")
     def _in_layers(original: Any, config: Any, name: str) -> bool:
@@ -383,14 +386,14 @@ def ignores_layers_pattern(patch: Patches) -> None:
         return original(config, name)
 
 
-@fake("`all-linear` adapts the output head too.", caught_by=["*all-linear*:*"])
+@fake("`all-linear` adapts the output head too.", caught_by=["targets.all-linear-llama:adapted", "targets.all-linear-llama:others-plain"])
 def all_linear_takes_the_head(patch: Patches) -> None:
     @patch.replace(matching, "is_transformers_model")
     def is_transformers_model(original: Any, model: nn.Module) -> bool:
         return False
 
 
-@fake("`all-linear` knows torch.nn.Linear only.", caught_by=["*all-linear*:*"])
+@fake("`all-linear` knows torch.nn.Linear only.", caught_by=["targets.all-linear-gpt2:adapted"])
 def all_linear_forgets_conv1d(patch: Patches) -> None:
     @patch.replace(matching, "_all_linear")
     def _all_linear(original: Any, config: Any, model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
@@ -398,7 +401,7 @@ def all_linear_forgets_conv1d(patch: Patches) -> None:
         return {name for name in names if type(modules[name]).__name__ != "Conv1D"}
 
 
-@fake("There are no default targets for known architectures.", caught_by=["*:*"])
+@fake("There are no default targets for known architectures.", caught_by=["targets.*:*"])
 def knows_no_architecture(patch: Patches) -> None:
     @patch.replace(matching, "resolve_targets")
     def resolve_targets(original: Any, config: Any, model: nn.Module, modules: Any, defaults: Any) -> Any:
@@ -436,7 +439,7 @@ def calls_every_adapter_default(patch: Patches) -> None:
 
 @fake(
     "The default name of an adapter is another one.",
-    caught_by=["inject.adapter-name:on-layer", "inject.parameter-names:names", "inject.signature:parameters"],
+    caught_by=["inject.parameter-names:names", "inject.signature:parameters"],
 )
 def other_default_name(patch: Patches) -> None:
     original = injection.inject_adapter_in_model
@@ -451,7 +454,7 @@ def other_default_name(patch: Patches) -> None:
 
 @fake(
     "A second adapter takes the place of the first.",
-    caught_by=["inject.several:both"],
+    caught_by=["inject.several:both", "targets.all-linear-again:same-layers", "functional.any-module:remaining"],
 )
 def second_adapter_replaces_the_first(patch: Patches) -> None:
     @patch.replace(layer.BaseTunerLayer, "attach")
@@ -543,7 +546,7 @@ def rewrites_the_callers_config(patch: Patches) -> None:
 
 @fake(
     "low_cpu_mem_usage is ignored, the adapter is made on the CPU.",
-    caught_by=["inject.meta:adapter-meta", "inject.meta-example:meta-before"],
+    caught_by=["inject.meta:adapter-meta", "inject.meta-example:meta-before", "low_memory.get-peft-model:adapter-meta", "low_memory.constructor:adapter-meta", "low_memory.add-adapter:new-meta", "law.meta:on-meta", "inject_sd.meta:on-meta", "set_state_dict.fills-meta:meta-before"],
 )
 def ignores_low_cpu_mem_usage(patch: Patches) -> None:
     @patch.replace(injection.Injection, "_create")
@@ -551,7 +554,7 @@ def ignores_low_cpu_mem_usage(patch: Patches) -> None:
         return original(self, name, held, False)
 
 
-@fake("low_cpu_mem_usage moves the base layers to meta as well.", caught_by=["inject.meta:base-real"])
+@fake("low_cpu_mem_usage moves the base layers to meta as well.", caught_by=["inject.meta:base-real", "low_memory.get-peft-model:base-stays", "low_memory.constructor:base-stays", "inject_sd.meta:base-real"])
 def moves_the_base_to_meta(patch: Patches) -> None:
     @patch.replace(injection.Injection, "_create")
     def _create(original: Any, self: Any, name: str, held: Any, low_cpu_mem_usage: bool) -> Any:
@@ -561,14 +564,14 @@ def moves_the_base_to_meta(patch: Patches) -> None:
         return contents
 
 
-@fake("Adapters are always made on meta.", caught_by=["inject.meta:plain-real"])
+@fake("Adapters are always made on meta.", caught_by=["inject.meta:plain-real", "get_peft_model.in-place:adapter-device"])
 def always_on_meta(patch: Patches) -> None:
     @patch.replace(injection.Injection, "_create")
     def _create(original: Any, self: Any, name: str, held: Any, low_cpu_mem_usage: bool) -> Any:
         return original(self, name, held, True)
 
 
-@fake("On meta the adapter does not train.", caught_by=["inject.meta:adapter-trains"])
+@fake("On meta the adapter does not train.", caught_by=["inject.meta:adapter-trains", "low_memory.get-peft-model:adapter-trains", "low_memory.adapter-dtype:same-tensors"])
 def meta_adapters_are_frozen(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
     def apply(original: Any, self: Any) -> Any:
@@ -580,7 +583,7 @@ def meta_adapters_are_frozen(patch: Patches) -> None:
         return done
 
 
-@fake("Adapters are float32 whatever type the base layer has.", caught_by=["get_peft_model.autocast-off:adapter-dtype"])
+@fake("Adapters are float32 whatever type the base layer has.", caught_by=["get_peft_model.autocast-off:adapter-dtype", "cast.keeps-base-type:as-base", "low_memory.adapter-dtype:dtype"])
 def adapters_always_float32(patch: Patches) -> None:
     @patch.replace(injection.Injection, "_create")
     def _create(original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -598,7 +601,7 @@ def adapters_always_float32(patch: Patches) -> None:
 
 @fake(
     "The base model is frozen before the config is looked at, and stays so after an error.",
-    caught_by=["inject.no-target:frame", "inject.refuses-prompt:frame", "get_peft_model.targets-not-found:frame"],
+    caught_by=["inject.no-target:frame", "get_peft_model.targets-not-found:frame"],
     like="peft, which freezes and marks the model step by step",
 )
 def half_done_after_errors(patch: Patches) -> None:
@@ -615,7 +618,7 @@ def half_done_after_errors(patch: Patches) -> None:
 
 @fake(
     "Targets are adapted one by one, those before an unsupported one stay adapted after the error.",
-    caught_by=["get_peft_model.unsupported-layer:not-adapted", "get_peft_model.unsupported-layer:frame"],
+    caught_by=["get_peft_model.unsupported-layer:not-adapted", "get_peft_model.unsupported-layer:frame", "law.unsupported-layer:not-adapted", "law.unsupported-layer-second:one-adapter"],
     points=[{"targets": "lin0|relu"}],
 )
 def adapts_until_the_first_error(patch: Patches) -> None:
@@ -635,7 +638,7 @@ def adapts_until_the_first_error(patch: Patches) -> None:
 
 @fake(
     "A config that selects no module leaves the model as it is, without an error.",
-    caught_by=["inject.no-target:raises", "inject.no-target-class:raises", "get_peft_model.targets-not-found:raises*"],
+    caught_by=["inject.no-target:raises", "inject.no-target-class:raises", "get_peft_model.targets-not-found:raises*", "targets.empty-list:raises", "targets.layers-none-left:raises"],
 )
 def accepts_missing_targets(patch: Patches) -> None:
     @patch.replace(matching, "select_targets")
@@ -646,7 +649,7 @@ def accepts_missing_targets(patch: Patches) -> None:
             return []
 
 
-@fake("Targets of unsupported types are skipped without a word.", caught_by=["get_peft_model.unsupported-layer:raises"])
+@fake("Targets of unsupported types are skipped without a word.", caught_by=["get_peft_model.unsupported-layer:raises", "targets.container:raises", "law.unsupported-layer:raises"])
 def skips_unsupported_layers(patch: Patches) -> None:
     from peft_reference.operators import operator_of
 
@@ -686,7 +689,7 @@ def key_errors_for_unknown_types(patch: Patches) -> None:
 # Modules to save -----------------------------------------------------------------------------------------------
 
 
-@fake("modules_to_save is ignored.", caught_by=["inject.modules-to-save:copy-trains", "peft_model.modules-to-save:copy-trains"])
+@fake("modules_to_save is ignored.", caught_by=["inject.modules-to-save:copy-trains"])
 def ignores_modules_to_save(patch: Patches) -> None:
     @patch.replace(matching, "select_to_save")
     def select_to_save(original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -695,7 +698,7 @@ def ignores_modules_to_save(patch: Patches) -> None:
 
 @fake(
     "The module of modules_to_save is trained itself, without a copy of its own.",
-    caught_by=["inject.modules-to-save:original-frozen", "peft_model.modules-to-save:own-copy"],
+    caught_by=["inject.modules-to-save:original-frozen"],
 )
 def modules_to_save_without_copy(patch: Patches) -> None:
     @patch.replace(wrappers.ModulesToSaveWrapper, "create")
@@ -703,7 +706,16 @@ def modules_to_save_without_copy(patch: Patches) -> None:
         return self.original_module
 
 
-@fake("The copy of a module to save is frozen.", caught_by=["inject.modules-to-save:copy-trains"])
+@fake("The trained module shares its parameters with the original.", caught_by=["peft_model.modules-to-save:own-copy", "peft_model.modules-to-save:original-frozen"])
+def modules_to_save_share_parameters(patch: Patches) -> None:
+    @patch.replace(wrappers.ModulesToSaveWrapper, "create")
+    def create(original: Any, self: Any) -> nn.Module:
+        made = copy.copy(self.original_module)
+        self._modules = dict(sorted(self._modules.items()))  # the copies first, so that tensors go by their names
+        return made
+
+
+@fake("The copy of a module to save is frozen.", caught_by=["inject.modules-to-save:copy-trains", "peft_model.modules-to-save:copy-trains"])
 def modules_to_save_copy_is_frozen(patch: Patches) -> None:
     @patch.replace(wrappers.ModulesToSaveWrapper, "set_requires_grad")
     def set_requires_grad(original: Any, self: Any, adapter_names: Any, requires_grad: bool = True) -> None:
@@ -796,7 +808,7 @@ def matrices_are_no_linear_layers(patch: Patches) -> None:
         def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
             super().__init__()
             self.weight = nn.Parameter(weight)
-            self.bias = None if bias is None else nn.Parameter(bias)
+            self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return nn.functional.linear(x, self.weight, self.bias)
@@ -848,8 +860,8 @@ def base_layer_under_another_name(patch: Patches) -> None:
 
 
 @fake(
-    "Parameters are named from the root of a wrapper, as in a PeftModel.",
-    caught_by=["inject.parameter-names:names"],
+    "The dropout modules of a layer are hidden from the module tree.",
+    caught_by=["inject.module-tree:dropout", "inject.module-tree:dropout-container"],
 )
 def hides_dropout(patch: Patches) -> None:
     slots = {slot: kind for slot, kind in lora.LoraLayer.slots.items() if slot != "lora_dropout"}

@@ -17,12 +17,12 @@ from .fake import Patches, fake
 # Files ---------------------------------------------------------------------------------------------------------
 
 
-@fake("The weights are saved under another file name.", caught_by=["files.*:*"])
+@fake("The weights are saved under another file name.", caught_by=["checkpoint.files:three-files"])
 def saves_under_another_name(patch: Patches) -> None:
     patch.set(saving, "SAFETENSORS_WEIGHTS_NAME", "pytorch_lora_weights.safetensors")
 
 
-@fake("The default adapter is saved into a sub-folder too.", caught_by=["files.*:*"])
+@fake("The default adapter is saved into a sub-folder too.", caught_by=["checkpoint.files:three-files", "checkpoint.selected:default-there"])
 def saves_default_in_a_subfolder(patch: Patches) -> None:
     @patch.replace(saving, "adapter_folder")
     def adapter_folder(original: Any, save_directory: Any, adapter_name: str) -> Path:
@@ -33,14 +33,14 @@ def saves_default_in_a_subfolder(patch: Patches) -> None:
         return original(model_id, filename, subfolder, **kwargs) or original(model_id, filename, subfolder or "default", **kwargs)
 
 
-@fake("Every adapter is saved into the folder itself, over the others.", caught_by=["files.*:*"])
+@fake("Every adapter is saved into the folder itself, over the others.", caught_by=["checkpoint.name-folder:in-its-folder", "checkpoint.name-folder:none-at-the-top"])
 def saves_all_in_one_folder(patch: Patches) -> None:
     @patch.replace(saving, "adapter_folder")
     def adapter_folder(original: Any, save_directory: Any, adapter_name: str) -> Path:
         return Path(save_directory)
 
 
-@fake("selected_adapters is ignored.", caught_by=["files.*:*"])
+@fake("selected_adapters is ignored.", caught_by=["checkpoint.selected:default-not", "checkpoint.selected:other-not"])
 def saves_unselected_adapters(patch: Patches) -> None:
     @patch.replace(PeftModel, "save_pretrained")
     def save_pretrained(original: Any, self: Any, save_directory: Any, **kwargs: Any) -> None:
@@ -48,38 +48,38 @@ def saves_unselected_adapters(patch: Patches) -> None:
         original(self, save_directory, **kwargs)
 
 
-@fake("safe_serialization is ignored, files are pickled.", caught_by=["files.*:*"])
+@fake("safe_serialization is ignored, files are pickled.", caught_by=["checkpoint.files:three-files"])
 def always_pickles(patch: Patches) -> None:
     @patch.replace(PeftModel, "save_pretrained")
     def save_pretrained(original: Any, self: Any, save_directory: Any, **kwargs: Any) -> None:
         original(self, save_directory, **{**kwargs, "safe_serialization": False})
 
 
-@fake("Files are never pickled.", caught_by=["files.*:*"])
+@fake("Files are never pickled.", caught_by=["checkpoint.*:*", "load.*:*"])
 def never_pickles(patch: Patches) -> None:
     @patch.replace(PeftModel, "save_pretrained")
     def save_pretrained(original: Any, self: Any, save_directory: Any, **kwargs: Any) -> None:
         original(self, save_directory, **{**kwargs, "safe_serialization": True})
 
 
-@fake("Every process writes.", caught_by=["files.*:*"])
+@fake("Every process writes.", caught_by=["checkpoint.not-main-process:nothing-written"])
 def every_process_writes(patch: Patches) -> None:
     @patch.replace(PeftModel, "save_pretrained")
     def save_pretrained(original: Any, self: Any, save_directory: Any, **kwargs: Any) -> None:
         original(self, save_directory, **{**kwargs, "is_main_process": True})
 
 
-@fake("save_pretrained writes nothing.", caught_by=["files.*:*"])
+@fake("save_pretrained writes nothing.", caught_by=["checkpoint.files:three-files", "checkpoint.selected:other-there"])
 def writes_nothing(patch: Patches) -> None:
     patch.replace(saving, "write_files")(lambda original, folder, files: folder.mkdir(parents=True, exist_ok=True))
 
 
-@fake("No model card is written.", caught_by=["files.*:*"])
+@fake("No model card is written.", caught_by=["checkpoint.files:three-files"])
 def writes_no_card(patch: Patches) -> None:
     patch.replace(saving, "save_model_card")(lambda original, folder, config, tags: None)
 
 
-@fake("The base model's weights are saved beside the adapter's.", caught_by=["files.*:*"])
+@fake("The base model's weights are saved beside the adapter's.", caught_by=["checkpoint.files:three-files"])
 def saves_the_base_model(patch: Patches) -> None:
     @patch.replace(PeftModel, "save_pretrained")
     def save_pretrained(original: Any, self: Any, save_directory: Any, **kwargs: Any) -> None:
@@ -87,21 +87,21 @@ def saves_the_base_model(patch: Patches) -> None:
         saving.save_file({k: t.clone() for k, t in self.get_base_model().state_dict().items()}, Path(save_directory, "model.safetensors"))
 
 
-@fake("Weights are saved in float16.", caught_by=["files.*:*"])
+@fake("Weights are saved in float16.", caught_by=["checkpoint.tensors:same-tensors", "load.round-trip:same-output"])
 def files_in_half_precision(patch: Patches) -> None:
     @patch.replace(saving, "_independent")
     def _independent(original: Any, tensors: Any) -> Any:
         return {key: tensor.half() for key, tensor in original(tensors).items()}
 
 
-@fake("The metadata of the weight file does not name a format.", caught_by=["files.*:*"])
+@fake("The metadata of the weight file does not name a format.", caught_by=["checkpoint.*:*"])
 def files_without_metadata(patch: Patches) -> None:
     @patch.replace(saving, "save_file")
     def save_file(original: Any, tensors: Any, path: Any, metadata: Any = None) -> None:
         original(tensors, path)
 
 
-@fake("Saving freezes and moves the live config to inference mode.", caught_by=["config_json.inference-mode:live"])
+@fake("Saving freezes and moves the live config to inference mode.", caught_by=["config_json.inference-mode:live"], points=[{"inference": False}])
 def saving_changes_the_live_config(patch: Patches) -> None:
     @patch.replace(PeftModel, "_config_to_save")
     def _config_to_save(original: Any, self: Any, held: Any) -> Any:
@@ -111,7 +111,7 @@ def saving_changes_the_live_config(patch: Patches) -> None:
         return original(self, held)
 
 
-@fake("A folder that is a file is overwritten, an unknown adapter is passed over.", caught_by=["files.*:raises"])
+@fake("A folder that is a file is overwritten, an unknown adapter is passed over.", caught_by=["checkpoint.selected-unknown:raises"])
 def saving_never_refuses(patch: Patches) -> None:
     @patch.replace(PeftModel, "save_pretrained")
     def save_pretrained(original: Any, self: Any, save_directory: Any, **kwargs: Any) -> None:
@@ -142,16 +142,26 @@ def writes_default_fields(patch: Patches) -> None:
         return type(held)(target_modules=held.target_modules)
 
 
-@fake("Every value of the config file is written as text.",
-      caught_by=["config_json.lora-fields:r", "config_json.values:targets-list", "config_json.inference-mode:stored"])  # fmt: skip
+@fake("Every value of the config file is written as Python would print it.",
+      caught_by=["config_json.lora-fields:r", "config_json.lora-fields:bias", "config_json.values:targets", "config_json.inference-mode:stored"])  # fmt: skip
 def writes_values_as_text(patch: Patches) -> None:
-    written(patch, lambda fields: {key: str(value) for key, value in fields.items()})
+    def printed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: printed(inner) for key, inner in value.items()}
+        return [printed(inner) for inner in value] if isinstance(value, list) else repr(value)
+
+    written(patch, printed)
 
 
-@fake("Fields at their default are not written.", caught_by=["config_json.lora-fields:documented-fields"])
-def writes_changed_fields_only(patch: Patches) -> None:
-    plain = json.loads(lora.LoraConfig().to_json())
-    written(patch, lambda fields: {k: v for k, v in fields.items() if k == "peft_type" or v != plain.get(k)})
+@fake("Empty mappings of the config file are written as null.", caught_by=["config_json.lora-fields:rank-pattern"])
+def writes_empty_mappings_as_null(patch: Patches) -> None:
+    written(patch, lambda fields: {key: None if value == {} else value for key, value in fields.items()})
+
+
+@fake("Options that the implementation lacks are left out of the config file.", caught_by=["config_json.lora-fields:documented-fields", "config_json.newer-fields:fields"])
+def writes_known_options_only(patch: Patches) -> None:
+    lacks = ("loftq_config", "layer_replication", "megatron_config", "megatron_core", "trainable_token_indices", "lora_bias")
+    written(patch, lambda fields: {key: value for key, value in fields.items() if key not in lacks})
 
 
 @fake("The runtime config is written.", caught_by=["config_json.newer-fields:no-runtime-config"])
@@ -183,7 +193,7 @@ def writes_no_base_model(patch: Patches) -> None:
     written(patch, lambda fields: {**fields, "base_model_name_or_path": None, "revision": None})
 
 
-@fake("Sets are written as text.", caught_by=["config_json.values:targets-list", "config_json.values:targets"])
+@fake("Sets are written as text.", caught_by=["config_json.values:targets-list"])
 def writes_sets_as_text(patch: Patches) -> None:
     written(patch, lambda fields: {key: ",".join(map(str, v)) if isinstance(v, list) else v for key, v in fields.items()})
 
@@ -200,7 +210,7 @@ def reads_the_base_class(patch: Patches) -> None:
         pass
 
 
-@fake("A config that is read has the defaults of the method.", caught_by=["config_json.round-trip:r", "config_json.round-trip:alpha"])
+@fake("A config that is read has the defaults of the method.", caught_by=["config_json.round-trip:r", "config_json.round-trip:alpha", "load.scalings:same-output"])
 def reads_defaults(patch: Patches) -> None:
     @patch.replace(config.PeftConfig, "from_dict")
     def from_dict(original: Any, cls: Any, data: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -253,14 +263,14 @@ def loaded(patch: Patches, change: Any) -> None:
         return outcome
 
 
-@fake("Loading adds the adapter and forgets its weights.", caught_by=["round_trip.*:*"])
+@fake("Loading adds the adapter and forgets its weights.", caught_by=["load.round-trip:same-output", "load.transformers:same-output", "load.transformers:same-weights", "load.several:first-output", "load.subfolder:same-output", "load.no-model-card:same-output", "load.extras:same-output"])
 def loads_no_weights(patch: Patches) -> None:
     @patch.replace(model, "_read_weights")
     def _read_weights(original: Any, *args: Any, **kwargs: Any) -> Any:
         return {key: torch.zeros_like(tensor) for key, tensor in original(*args, **kwargs).items()}
 
 
-@fake("A loaded adapter trains although nobody asked for it.", caught_by=["round_trip.*:*"])
+@fake("A loaded adapter trains although nobody asked for it.", caught_by=["load.frozen:nothing-trains", "load.adapter-frozen:other"])
 def loaded_adapters_train(patch: Patches) -> None:
     @patch.replace(PeftModel, "from_pretrained")
     def from_pretrained(original: Any, cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -275,7 +285,7 @@ def loaded_adapters_train(patch: Patches) -> None:
         return outcome
 
 
-@fake("is_trainable is ignored.", caught_by=["round_trip.*:*"])
+@fake("is_trainable is ignored.", caught_by=["load.trainable:adapter-trains", "load.trainable:config-says-so", "load.adapter-frozen:other"])
 def ignores_is_trainable(patch: Patches) -> None:
     @patch.replace(PeftModel, "from_pretrained")
     def from_pretrained(original: Any, cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -288,14 +298,14 @@ def ignores_is_trainable(patch: Patches) -> None:
         return original(self, *args, **kwargs)
 
 
-@fake("A loaded model stays in training mode.", caught_by=["round_trip.*:*"])
+@fake("A loaded model stays in training mode.", caught_by=["load.*:*"])
 def loaded_models_stay_in_training(patch: Patches) -> None:
     @patch.replace(PeftModel, "from_pretrained")
     def from_pretrained(original: Any, cls: Any, *args: Any, **kwargs: Any) -> Any:
         return original(cls, *args, **kwargs).train()
 
 
-@fake("load_adapter activates what it loads.", caught_by=["round_trip.*:*"])
+@fake("load_adapter activates what it loads.", caught_by=["load.several:first-still-active", "load.adapter-frozen:not-active"])
 def load_adapter_activates(patch: Patches) -> None:
     @patch.replace(PeftModel, "load_adapter")
     def load_adapter(original: Any, self: Any, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
@@ -304,7 +314,7 @@ def load_adapter_activates(patch: Patches) -> None:
         return outcome
 
 
-@fake("A loaded adapter is called default, whatever name is given.", caught_by=["round_trip.*:*"])
+@fake("A loaded adapter is called default, whatever name is given.", caught_by=["load.round-trip:named"])
 def loads_as_default(patch: Patches) -> None:
     @patch.replace(PeftModel, "from_pretrained")
     def from_pretrained(original: Any, cls: Any, model: Any, model_id: Any, *args: Any, **kwargs: Any) -> Any:
@@ -312,14 +322,14 @@ def loads_as_default(patch: Patches) -> None:
         return original(cls, model, model_id, *args, **kwargs)
 
 
-@fake("Sub-folders are ignored on loading.", caught_by=["*:*"])
+@fake("Sub-folders are ignored on loading.", caught_by=["load.subfolder:same-output", "load.several:second-output"])
 def ignores_subfolders(patch: Patches) -> None:
     @patch.replace(saving, "find_file")
     def find_file(original: Any, model_id: Any, filename: str, subfolder: Any = None, **kwargs: Any) -> Any:
         return original(model_id, filename, None, **kwargs) or original(model_id, filename, subfolder, **kwargs)
 
 
-@fake("The config that is passed to from_pretrained is ignored.", caught_by=["round_trip.*:*"])
+@fake("The config that is passed to from_pretrained is ignored.", caught_by=["load.config-argument:scaling"])
 def ignores_the_given_config(patch: Patches) -> None:
     @patch.replace(PeftModel, "from_pretrained")
     def from_pretrained(original: Any, cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -327,7 +337,7 @@ def ignores_the_given_config(patch: Patches) -> None:
         return original(cls, *args, **kwargs)
 
 
-@fake("from_pretrained works on a copy of the base model.", caught_by=["round_trip.*:*"])
+@fake("from_pretrained works on a copy of the base model.", caught_by=["load.round-trip:in-place"])
 def loads_into_a_copy(patch: Patches) -> None:
     import copy
 
@@ -337,7 +347,7 @@ def loads_into_a_copy(patch: Patches) -> None:
 
 
 @fake("Loading through the meta device leaves the adapter there.",
-      caught_by=["low_memory.from-pretrained:nothing-on-meta", "low_memory.load-adapter:nothing-on-meta"])  # fmt: skip
+      caught_by=["low_memory.from-pretrained:nothing-on-meta", "low_memory.load-adapter:nothing-on-meta", "load.extras:nothing-on-meta"])  # fmt: skip
 def loading_leaves_meta(patch: Patches) -> None:
     from peft_reference import layer
 
@@ -386,7 +396,7 @@ def unreadable_configs_are_lora(patch: Patches) -> None:
         try:
             return original(cls, *args, **kwargs)
         except (ValueError, TypeError):
-            return lora.LoraConfig(target_modules="lin0|layer|head|layers.0.attn.q")
+            return lora.LoraConfig(target_modules="lin0|layer|head|layers.0.attn.q", r=4)
 
 
 @fake("The base model is wrapped before the files are read, and stays so after an error.",

@@ -36,6 +36,24 @@ def given(patch: Patches, change: Callable[[Any, Tensors, str], Tensors]) -> Non
         return original(model, change(model, peft_model_state_dict, adapter_name), adapter_name, *args, **kwargs)
 
 
+def setting(patch: Patches) -> Callable[[Callable[..., Any]], None]:
+    """Replace set_peft_model_state_dict by a function that gets all of its arguments in their order."""
+
+    def decorate(new: Callable[..., Any]) -> None:
+        @patch.replace(state_dict, "set_peft_model_state_dict")
+        def set_peft_model_state_dict(
+            original: Any,
+            model: Any,
+            peft_model_state_dict: Tensors,
+            adapter_name: str = "default",
+            ignore_mismatched_sizes: bool = False,
+            low_cpu_mem_usage: bool = False,
+        ) -> Any:
+            return new(original, model, peft_model_state_dict, adapter_name, ignore_mismatched_sizes, low_cpu_mem_usage)
+
+    return decorate
+
+
 def told(patch: Patches, change: Callable[[list[str], list[str]], tuple[list[str], list[str]]]) -> None:
     """Let `change(missing, unexpected)` stand in for the outcome of set_peft_model_state_dict."""
 
@@ -49,7 +67,7 @@ def told(patch: Patches, change: Callable[[list[str], list[str]], tuple[list[str
 
 
 @fake("The adapter's name stays in the keys.",
-      caught_by=["get_state_dict.adapter-only:no-name", "get_state_dict.documented-key:keys", "get_state_dict.embedding-keys:keys"])  # fmt: skip
+      caught_by=["get_state_dict.adapter-only:no-name", "get_state_dict.documented-key:keys", "get_state_dict.embedding-keys:keys", "checkpoint.name-folder:no-name-in-keys", "law.keys:any-name"])  # fmt: skip
 def keeps_the_adapter_name(patch: Patches) -> None:
     for holder in (layer.BaseTunerLayer, wrappers.ModulesToSaveWrapper):
 
@@ -65,7 +83,7 @@ def cuts_the_name_anywhere(patch: Patches) -> None:
     got(patch, lambda model, tensors, adapter: {key.replace(f".{adapter}", ""): t for key, t in tensors.items()})
 
 
-@fake("Keys of a PeftModel have no prefix.", caught_by=["get_state_dict.adapter-only:adapter-keys", "files.*:*"])
+@fake("Keys of a PeftModel have no prefix.", caught_by=["get_state_dict.adapter-only:adapter-keys", "checkpoint.tensors:keys"])
 def saves_without_prefix(patch: Patches) -> None:
     got(patch, lambda model, tensors, adapter: {key.removeprefix(PREFIX): t for key, t in tensors.items()})
 
@@ -85,7 +103,7 @@ def swaps_embedding_names(patch: Patches) -> None:
 
 
 @fake("The base weights are in the adapter's state dict too.",
-      caught_by=["get_state_dict.adapter-only:adapter-keys", "get_state_dict.adapter-only:no-base", "inject.full-state:adapter-smaller"])  # fmt: skip
+      caught_by=["get_state_dict.adapter-only:adapter-keys", "get_state_dict.adapter-only:no-base", "inject.full-state:adapter-smaller", "law.keys:no-base", "checkpoint.tensors:keys"])  # fmt: skip
 def saves_the_base_too(patch: Patches) -> None:
     got(patch, lambda model, tensors, adapter: {**model.state_dict(), **tensors})
 
@@ -95,7 +113,7 @@ def returns_the_whole_state(patch: Patches) -> None:
     got(patch, lambda model, tensors, adapter: dict(model.state_dict()))
 
 
-@fake("A list of pairs is returned instead of a dict.", caught_by=["*:dict"])
+@fake("A list of pairs is returned instead of a dict.", caught_by=["get_state_dict.adapter-only:dict"])
 def returns_pairs(patch: Patches) -> None:
     got(patch, lambda model, tensors, adapter: list(tensors.items()))  # type: ignore[arg-type, return-value]
 
@@ -142,11 +160,11 @@ def unknown_adapters_are_empty(patch: Patches) -> None:
     def get_peft_model_state_dict(original: Any, model: Any, state_dict: Any = None, adapter_name: str = "default", **kwargs: Any) -> Tensors:
         return original(model, state_dict, adapter_name, **kwargs) if adapter_name in model.peft_config else {}
 
-    @patch.replace(state_dict, "set_peft_model_state_dict")
-    def set_peft_model_state_dict(original: Any, model: Any, tensors: Tensors, adapter_name: str = "default", **kwargs: Any) -> Any:
-        if adapter_name not in model.peft_config:
+    @setting(patch)
+    def set_tensors(original: Any, model: Any, tensors: Tensors, adapter: str, ignore: bool, low: bool) -> Any:
+        if adapter not in model.peft_config:
             return state_dict.IncompatibleKeys([], list(tensors))
-        return original(model, tensors, adapter_name, **kwargs)
+        return original(model, tensors, adapter, ignore, low)
 
 
 @fake("Reading the state freezes the adapter.", caught_by=["get_state_dict.unknown-adapter:untouched", "get_state_dict.adapter-only:frame"])
@@ -187,7 +205,7 @@ def searches_names_for_the_prefix(patch: Patches) -> None:
     got(patch, searched)
 
 
-@fake("Trained biases are not in the state dict.", caught_by=["get_state_dict.bias*:*"])
+@fake("Trained biases are not in the state dict.", caught_by=["get_state_dict.bias*:*", "checkpoint.biases:own", "checkpoint.biases:every", "load.extras:same-output"])
 def forgets_biases(patch: Patches) -> None:
     @patch.replace(state_dict, "adapter_entries")
     def adapter_entries(original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -199,12 +217,12 @@ def saves_biases_anyway(patch: Patches) -> None:
     _with_bias(patch, lambda bias: "lora_only" if bias == "none" else bias)
 
 
-@fake("bias='lora_only' saves the biases of all layers.", caught_by=["get_state_dict.bias*:*"])
+@fake("bias='lora_only' saves the biases of all layers.", caught_by=["get_state_dict.bias*:*", "checkpoint.biases:own"])
 def lora_only_saves_all_biases(patch: Patches) -> None:
     _with_bias(patch, lambda bias: "all" if bias == "lora_only" else bias)
 
 
-@fake("bias='all' saves the biases of the adapted layers only.", caught_by=["get_state_dict.bias*:*"], points=[{"bias": "all"}])
+@fake("bias='all' saves the biases of the adapted layers only.", caught_by=["get_state_dict.bias*:*", "checkpoint.biases:every"], points=[{"bias": "all"}])
 def all_saves_lora_biases_only(patch: Patches) -> None:
     _with_bias(patch, lambda bias: "lora_only" if bias == "all" else bias)
 
@@ -217,7 +235,7 @@ def _with_bias(patch: Patches, change: Callable[[str], str]) -> None:
         return original(model, config, adapter_name)
 
 
-@fake("bias='lora_only' trains the biases of all layers.", caught_by=["*bias*:*"], points=[{"bias": "lora_only"}])
+@fake("bias='lora_only' trains the biases of all layers.", caught_by=["lora_config.bias-trains:own-only"], points=[{"bias": "lora_only"}])
 def lora_only_trains_all_biases(patch: Patches) -> None:
     @patch.replace(injection.Injection, "_unfreeze_biases")
     def _unfreeze_biases(original: Any, self: Any) -> None:
@@ -228,12 +246,12 @@ def lora_only_trains_all_biases(patch: Patches) -> None:
                     parameter.requires_grad_(True)
 
 
-@fake("`bias` is ignored, no bias is trained.", caught_by=["*bias*:*"])
+@fake("`bias` is ignored, no bias is trained.", caught_by=["lora_config.bias-trains:own-trains", "lora_config.bias-trains:all-train"])
 def ignores_bias(patch: Patches) -> None:
     patch.replace(injection.Injection, "_unfreeze_biases")(lambda original, self: None)
 
 
-@fake("Copies of modules_to_save are not in the state dict.", caught_by=["get_state_dict.*modules-to-save*:*"])
+@fake("Copies of modules_to_save are not in the state dict.", caught_by=["checkpoint.modules-to-save:keys"])
 def forgets_modules_to_save(patch: Patches) -> None:
     @patch.replace(state_dict, "adapter_entries")
     def adapter_entries(original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -278,12 +296,12 @@ def auto_never_saves_embeddings(patch: Patches) -> None:
 
 
 @fake("set_peft_model_state_dict sets nothing.",
-      caught_by=["set_state_dict.round-trip:same-state", "set_state_dict.round-trip:same-output", "set_state_dict.documented-example:same-weights"])  # fmt: skip
+      caught_by=["set_state_dict.round-trip:same-state", "set_state_dict.round-trip:same-output", "set_state_dict.documented-example:same-weights", "law.round-trip:same-state", "law.inject-from-state:same-output"])  # fmt: skip
 def sets_nothing(patch: Patches) -> None:
-    @patch.replace(state_dict, "set_peft_model_state_dict")
-    def set_peft_model_state_dict(original: Any, model: Any, tensors: Tensors, *args: Any, **kwargs: Any) -> Any:
+    @setting(patch)
+    def set_tensors(original: Any, model: Any, tensors: Tensors, adapter: str, ignore: bool, low: bool) -> Any:
         state = {key: t.clone() for key, t in model.state_dict().items() if not t.is_meta}
-        outcome = original(model, tensors, *args, **kwargs)
+        outcome = original(model, tensors, adapter, ignore, low)
         model.load_state_dict(state, strict=False)
         return outcome
 
@@ -295,18 +313,18 @@ def sets_half_of_each_tensor(patch: Patches) -> None:
 
 @fake("Every adapter of the model is filled.", caught_by=["set_state_dict.named-adapter-only:frame"])
 def fills_every_adapter(patch: Patches) -> None:
-    @patch.replace(state_dict, "set_peft_model_state_dict")
-    def set_peft_model_state_dict(original: Any, model: Any, tensors: Tensors, adapter_name: str = "default", *args: Any, **kwargs: Any) -> Any:
-        for other in set(model.peft_config) - {adapter_name}:
-            original(model, tensors, other, *args, **kwargs)
-        return original(model, tensors, adapter_name, *args, **kwargs)
+    @setting(patch)
+    def set_tensors(original: Any, model: Any, tensors: Tensors, adapter: str, ignore: bool, low: bool) -> Any:
+        for other in set(model.peft_config) - {adapter}:
+            original(model, tensors, other, ignore, low)
+        return original(model, tensors, adapter, ignore, low)
 
 
 @fake("The adapter called default is filled, whichever is named.", caught_by=["set_state_dict.named-adapter-only:filled"], points=[{"name": "other"}])
 def fills_the_default_adapter(patch: Patches) -> None:
-    @patch.replace(state_dict, "set_peft_model_state_dict")
-    def set_peft_model_state_dict(original: Any, model: Any, tensors: Tensors, adapter_name: str = "default", *args: Any, **kwargs: Any) -> Any:
-        return original(model, tensors, "default" if "default" in model.peft_config else adapter_name, *args, **kwargs)
+    @setting(patch)
+    def set_tensors(original: Any, model: Any, tensors: Tensors, adapter: str, ignore: bool, low: bool) -> Any:
+        return original(model, tensors, "default" if "default" in model.peft_config else adapter, ignore, low)
 
 
 @fake("Keys with the prefix of a PeftModel do not fit an injected model.", caught_by=["set_state_dict.prefixed-into-injected:nothing-unexpected"], like="peft 0.21.2")
@@ -323,7 +341,7 @@ def loses_the_prefix_on_setting(patch: Patches) -> None:
     given(patch, lambda model, tensors, adapter: {f"lost.{key}": t for key, t in tensors.items()})
 
 
-@fake("Setting a state dict freezes the adapter.", caught_by=["set_state_dict.round-trip:trainable", "set_state_dict.fills-meta:trains"])
+@fake("Setting a state dict freezes the adapter.", caught_by=["set_state_dict.round-trip:trainable", "set_state_dict.fills-meta:trains", "inject_sd.then-set:trains"])
 def setting_freezes(patch: Patches) -> None:
     _after_setting(patch, lambda parameter: parameter.requires_grad_(False))
 
@@ -346,14 +364,12 @@ def _after_setting(patch: Patches, change: Callable[[nn.Parameter], Any]) -> Non
 @fake("Parameters are replaced by the given tensors, whatever type those have.",
       caught_by=["set_state_dict.keeps-dtype:float32-early", "set_state_dict.keeps-dtype:frame"], like="load_state_dict(assign=True)")  # fmt: skip
 def assigns_the_given_tensors(patch: Patches) -> None:
-    @patch.replace(state_dict, "set_peft_model_state_dict")
-    def set_peft_model_state_dict(
-        original: Any, model: Any, tensors: Tensors, adapter_name: str = "default", ignore: bool = False, low: bool = False, **kwargs: Any
-    ) -> Any:
-        outcome = original(model, tensors, adapter_name, kwargs.get("ignore_mismatched_sizes", ignore), kwargs.get("low_cpu_mem_usage", low))
+    @setting(patch)
+    def set_tensors(original: Any, model: Any, tensors: Tensors, adapter: str, ignore: bool, low: bool) -> Any:
+        outcome = original(model, tensors, adapter, ignore, low)
         for name, module in model.named_modules():
             for key, parameter in module._parameters.items():
-                saved = f"{name}.{key}".replace(f".{adapter_name}", "")
+                saved = f"{name}.{key}".replace(f".{adapter}", "")
                 value = tensors.get(saved)
                 if parameter is not None and isinstance(value, torch.Tensor) and value.shape == parameter.shape and "lora_" in saved:
                     module._parameters[key] = nn.Parameter(value.clone(), parameter.requires_grad)
@@ -361,13 +377,13 @@ def assigns_the_given_tensors(patch: Patches) -> None:
 
 
 @fake("The given tensors become the parameters themselves, without a copy, when low_cpu_mem_usage is on.",
-      caught_by=["*:*"])  # fmt: skip
+      caught_by=["set_state_dict.*:*"])  # fmt: skip
 def shares_the_given_tensors(patch: Patches) -> None:
     patch.replace(state_dict, "_like")(lambda original, value, current, holder: value.detach())
 
 
 @fake("Weights that arrive by way of the meta device stay on meta.",
-      caught_by=["set_state_dict.fills-meta:real-after", "inject.meta-example:cpu-after"])  # fmt: skip
+      caught_by=["set_state_dict.fills-meta:real-after", "inject.meta-example:cpu-after", "law.meta:nothing-left"])  # fmt: skip
 def leaves_meta_tensors(patch: Patches) -> None:
     @patch.replace(state_dict, "_like")
     def _like(original: Any, value: Any, current: Any, holder: Any) -> Any:
@@ -380,7 +396,7 @@ def leaves_meta_tensors(patch: Patches) -> None:
         return original(self, x, *args, **kwargs)
 
 
-@fake("Weights that arrive by way of the meta device are zeros.", caught_by=["set_state_dict.fills-meta:same-weights", "set_state_dict.fills-meta:same-output"])
+@fake("Weights that arrive by way of the meta device are zeros.", caught_by=["set_state_dict.fills-meta:same-weights", "set_state_dict.fills-meta:same-output", "law.meta:same-tensors", "inject_sd.then-set:same-values"])
 def fills_meta_with_zeros(patch: Patches) -> None:
     @patch.replace(state_dict, "_like")
     def _like(original: Any, value: Any, current: Any, holder: Any) -> Any:
@@ -392,11 +408,11 @@ def swallows_unexpected_keys(patch: Patches) -> None:
     told(patch, lambda missing, unexpected: (missing, []))
 
 
-@fake("Every key is reported as unexpected.", caught_by=["set_state_dict.round-trip:nothing-unexpected"])
+@fake("Every key is reported as unexpected.", caught_by=["set_state_dict.round-trip:nothing-unexpected", "functional.any-module:no-unexpected", "law.round-trip:no-unexpected"])
 def all_keys_are_unexpected(patch: Patches) -> None:
-    @patch.replace(state_dict, "set_peft_model_state_dict")
-    def set_peft_model_state_dict(original: Any, model: Any, tensors: Tensors, *args: Any, **kwargs: Any) -> Any:
-        return state_dict.IncompatibleKeys(original(model, tensors, *args, **kwargs).missing_keys, list(tensors))
+    @setting(patch)
+    def set_tensors(original: Any, model: Any, tensors: Tensors, adapter: str, ignore: bool, low: bool) -> Any:
+        return state_dict.IncompatibleKeys(original(model, tensors, adapter, ignore, low).missing_keys, list(tensors))
 
 
 @fake("Missing keys are not reported.", caught_by=["set_state_dict.missing-keys:reported"])
@@ -418,10 +434,10 @@ def outcome_of_tuples(patch: Patches) -> None:
 
 @fake("A state dict with unexpected keys sets nothing.", caught_by=["set_state_dict.unexpected-keys:*"])
 def unexpected_keys_stop_everything(patch: Patches) -> None:
-    @patch.replace(state_dict, "set_peft_model_state_dict")
-    def set_peft_model_state_dict(original: Any, model: Any, tensors: Tensors, *args: Any, **kwargs: Any) -> Any:
+    @setting(patch)
+    def set_tensors(original: Any, model: Any, tensors: Tensors, adapter: str, ignore: bool, low: bool) -> Any:
         state = {key: t.clone() for key, t in model.state_dict().items() if not t.is_meta}
-        outcome = original(model, tensors, *args, **kwargs)
+        outcome = original(model, tensors, adapter, ignore, low)
         if outcome.unexpected_keys:
             model.load_state_dict(state, strict=False)
         return outcome
@@ -430,60 +446,60 @@ def unexpected_keys_stop_everything(patch: Patches) -> None:
 @fake("Tensors of another size are left out without an error.",
       caught_by=["set_state_dict.size-mismatch:raises", "set_state_dict.size-mismatch-rank:raises", "bad_files.size-mismatch:raises"])  # fmt: skip
 def loads_size_mismatches(patch: Patches) -> None:
-    @patch.replace(state_dict, "set_peft_model_state_dict")
-    def set_peft_model_state_dict(original: Any, model: Any, tensors: Tensors, adapter_name: str = "default", *args: Any, **kwargs: Any) -> Any:
-        return original(model, tensors, adapter_name, True, low_cpu_mem_usage=kwargs.get("low_cpu_mem_usage", False))
+    @setting(patch)
+    def set_tensors(original: Any, model: Any, tensors: Tensors, adapter: str, ignore: bool, low: bool) -> Any:
+        return original(model, tensors, adapter, True, low)
 
 
 @fake("What fits is copied before the error about what does not.",
       caught_by=["set_state_dict.size-mismatch:frame"], like="peft 0.21.2")  # fmt: skip
 def copies_before_raising(patch: Patches) -> None:
-    @patch.replace(state_dict, "set_peft_model_state_dict")
-    def set_peft_model_state_dict(original: Any, model: Any, tensors: Tensors, adapter_name: str = "default", *args: Any, **kwargs: Any) -> Any:
+    @setting(patch)
+    def set_tensors(original: Any, model: Any, tensors: Tensors, adapter: str, ignore: bool, low: bool) -> Any:
         try:
-            return original(model, tensors, adapter_name, *args, **kwargs)
+            return original(model, tensors, adapter, ignore, low)
         except RuntimeError:
-            original(model, tensors, adapter_name, True)
+            original(model, tensors, adapter, True, low)
             raise
 
 
 @fake("Tensors of another size resize the parameter.", caught_by=["set_state_dict.ignore-mismatched:kept", "set_state_dict.size-mismatch:b-still-zero"])
 def resizes_parameters(patch: Patches) -> None:
-    @patch.replace(state_dict, "set_peft_model_state_dict")
-    def set_peft_model_state_dict(original: Any, model: Any, tensors: Tensors, adapter_name: str = "default", *args: Any, **kwargs: Any) -> Any:
+    @setting(patch)
+    def set_tensors(original: Any, model: Any, tensors: Tensors, adapter: str, ignore: bool, low: bool) -> Any:
         for name, parameter in model.named_parameters():
-            value = tensors.get(name.replace(f".{adapter_name}", ""))
+            value = tensors.get(name.replace(f".{adapter}", ""))
             if value is not None and value.shape != parameter.shape:
                 parameter.data = value.clone().to(parameter.dtype)
-        return original(model, tensors, adapter_name, *args, **kwargs)
+        return original(model, tensors, adapter, ignore, low)
 
 
 @fake("With ignore_mismatched_sizes nothing at all is filled.", caught_by=["set_state_dict.ignore-mismatched:others-filled"])
 def ignoring_mismatches_ignores_all(patch: Patches) -> None:
-    @patch.replace(state_dict, "set_peft_model_state_dict")
-    def set_peft_model_state_dict(original: Any, model: Any, tensors: Tensors, adapter_name: str = "default", *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("ignore_mismatched_sizes"):
+    @setting(patch)
+    def set_tensors(original: Any, model: Any, tensors: Tensors, adapter: str, ignore: bool, low: bool) -> Any:
+        if ignore:
             tensors = {}
-        return original(model, tensors, adapter_name, *args, **kwargs)
+        return original(model, tensors, adapter, ignore, low)
 
 
 @fake("The state dict that is given is emptied while it is read.",
       caught_by=["set_state_dict.documented-example:frame", "set_state_dict.documented-example:keys"])  # fmt: skip
 def empties_the_given_state(patch: Patches) -> None:
-    @patch.replace(state_dict, "set_peft_model_state_dict")
-    def set_peft_model_state_dict(original: Any, model: Any, tensors: Tensors, *args: Any, **kwargs: Any) -> Any:
-        outcome = original(model, tensors, *args, **kwargs)
+    @setting(patch)
+    def set_tensors(original: Any, model: Any, tensors: Tensors, adapter: str, ignore: bool, low: bool) -> Any:
+        outcome = original(model, tensors, adapter, ignore, low)
         tensors.clear()
         return outcome
 
 
 @fake("Keys of the state dict that is given get the adapter's name.", caught_by=["set_state_dict.documented-example:keys"], like="peft before 0.12")
 def rewrites_the_callers_state_dict(patch: Patches) -> None:
-    @patch.replace(state_dict, "set_peft_model_state_dict")
-    def set_peft_model_state_dict(original: Any, model: Any, tensors: Tensors, adapter_name: str = "default", *args: Any, **kwargs: Any) -> Any:
-        outcome = original(model, tensors, adapter_name, *args, **kwargs)
+    @setting(patch)
+    def set_tensors(original: Any, model: Any, tensors: Tensors, adapter: str, ignore: bool, low: bool) -> Any:
+        outcome = original(model, tensors, adapter, ignore, low)
         for key in list(tensors):
-            tensors[key.replace(".weight", f".{adapter_name}.weight")] = tensors.pop(key)
+            tensors[key.replace(".weight", f".{adapter}.weight")] = tensors.pop(key)
         return outcome
 
 
@@ -494,13 +510,13 @@ def does_not_load_biases(patch: Patches) -> None:
 
 @fake("Entries of modules to save enter the original.", caught_by=["set_state_dict.modules-to-save:*"])
 def loads_into_the_original_module(patch: Patches) -> None:
-    @patch.replace(state_dict, "set_peft_model_state_dict")
-    def set_peft_model_state_dict(original: Any, model: Any, tensors: Tensors, adapter_name: str = "default", *args: Any, **kwargs: Any) -> Any:
+    @setting(patch)
+    def set_tensors(original: Any, model: Any, tensors: Tensors, adapter: str, ignore: bool, low: bool) -> Any:
         held = [m for m in model.modules() if isinstance(m, wrappers.ModulesToSaveWrapper)]
         before = [copy.deepcopy(m.modules_to_save.state_dict()) for m in held]
-        outcome = original(model, tensors, adapter_name, *args, **kwargs)
+        outcome = original(model, tensors, adapter, ignore, low)
         for module, state in zip(held, before, strict=True):
-            module.original_module.load_state_dict(module.modules_to_save[adapter_name].state_dict())
+            module.original_module.load_state_dict(module.modules_to_save[adapter].state_dict())
             module.modules_to_save.load_state_dict(state)
         return outcome
 
@@ -509,7 +525,7 @@ def loads_into_the_original_module(patch: Patches) -> None:
 
 
 @fake("The state dict given to injection is ignored, the config decides.",
-      caught_by=["inject_sd.keys-decide:same-layers", "inject_sd.mismatch-warns:warns"], points=[{"saved": "lin0", "configured": "lin1"}])  # fmt: skip
+      caught_by=["inject_sd.keys-decide:same-layers", "inject_sd.mismatch-warns:warns", "law.inject-from-state:same-tree"], points=[{"saved": "lin0", "configured": "lin1"}])  # fmt: skip
 def injection_ignores_the_state_dict(patch: Patches) -> None:
     @patch.replace(injection.Injection, "__init__")
     def __init__(

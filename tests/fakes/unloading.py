@@ -26,7 +26,7 @@ def merges_nothing(patch: Patches) -> None:
         return self.weight, self.bias
 
 
-@fake("A merged layer still adds its adapters, so that they act twice.", caught_by=["peft_model.merge-adapter:output-kept"])
+@fake("A merged layer still adds its adapters, so that they act twice.", caught_by=["peft_model.merge-adapter:output-kept", "law.merge:as-adapted"])
 def merged_adapters_act_twice(patch: Patches) -> None:
     @patch.replace(LAYER, "forward")
     def forward(original: Any, self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -46,7 +46,7 @@ def merges_without_scaling(patch: Patches) -> None:
         return original(self, adapter) / self.scaling[adapter]
 
 
-@fake("Merging removes the adapter.", caught_by=["peft_model.merge-adapter:names-merged"])
+@fake("Merging removes the adapter.", caught_by=["peft_model.merge-adapter:names-merged", "law.merge:says-merged"])
 def merge_forgets_the_adapter(patch: Patches) -> None:
     @patch.replace(LAYER, "merge")
     def merge(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
@@ -63,7 +63,7 @@ def merge_freezes_the_adapter(patch: Patches) -> None:
             self.set_requires_grad(adapter, False)
 
 
-@fake("Unmerging initialises the adapter again.", caught_by=["peft_model.merge-adapter:adapter-kept", "peft_model.merge-adapter:output-after"])
+@fake("Unmerging initialises the adapter again.", caught_by=["peft_model.merge-adapter:adapter-kept", "peft_model.merge-adapter:output-after", "law.unmerge:as-adapted"])
 def unmerge_resets_the_adapter(patch: Patches) -> None:
     @patch.replace(LAYER, "unmerge")
     def unmerge(original: Any, self: Any) -> None:
@@ -74,7 +74,7 @@ def unmerge_resets_the_adapter(patch: Patches) -> None:
                     parameter.zero_()
 
 
-@fake("unmerge_adapter only forgets that the layers are merged.", caught_by=["peft_model.merge-adapter:weight-restored"])
+@fake("unmerge_adapter only forgets that the layers are merged.", caught_by=["peft_model.merge-adapter:weight-restored", "law.unmerge:as-base"])
 def unmerges_nothing(patch: Patches) -> None:
     @patch.replace(LAYER, "unmerge")
     def unmerge(original: Any, self: Any) -> None:
@@ -82,7 +82,7 @@ def unmerges_nothing(patch: Patches) -> None:
         self.merged_adapters.clear()
 
 
-@fake("unmerge_adapter leaves the layers marked as merged.", caught_by=["peft_model.merge-adapter:none-merged-after"])
+@fake("unmerge_adapter leaves the layers marked as merged.", caught_by=["peft_model.merge-adapter:none-merged-after", "law.unmerge:nothing-merged"])
 def unmerge_keeps_the_mark(patch: Patches) -> None:
     @patch.replace(LAYER, "unmerge")
     def unmerge(original: Any, self: Any) -> None:
@@ -93,7 +93,7 @@ def unmerge_keeps_the_mark(patch: Patches) -> None:
 
 @fake(
     "Unmerging subtracts the product instead of putting the saved weight back, so that rounding stays.",
-    caught_by=["laws.*:*unmerge*"],
+    caught_by=["law.*:*"],
     like="peft 0.21.2",
 )
 def unmerges_by_subtraction(patch: Patches) -> None:
@@ -255,23 +255,16 @@ def unload_leaves_wrappers(patch: Patches) -> None:
         return model
 
 
-@fake("Unloading casts the model to float64.", caught_by=["peft_model.merge-and-unload:own-names", "peft_model.unload:weights"])
-def unload_changes_the_type(patch: Patches) -> None:
-    @patch.replace(merging, "unload")
-    def unload(original: Any, *args: Any, **kwargs: Any) -> nn.Module:
-        return original(*args, **kwargs).to(torch.float64)
-
-
 # Disabling -----------------------------------------------------------------------------------------------------
 
 
-@fake("disable_adapter does nothing.", caught_by=["peft_model.disable-adapter:base-inside", "peft_model.disable-adapter:disabled-inside"])
+@fake("disable_adapter does nothing.", caught_by=["peft_model.disable-adapter:base-inside", "peft_model.disable-adapter:disabled-inside", "law.disabled:as-base"])
 def disables_nothing(patch: Patches) -> None:
     for holder in (LAYER, wrappers.ModulesToSaveWrapper):
         patch.replace(holder, "enable_adapters")(lambda original, self, enabled: None)
 
 
-@fake("disable_adapter leaves the adapters disabled.", caught_by=["peft_model.disable-adapter:adapted-after", "peft_model.disable-adapter:enabled-after"])
+@fake("disable_adapter leaves the adapters disabled.", caught_by=["peft_model.disable-adapter:adapted-after", "peft_model.disable-adapter:enabled-after", "law.disabled:as-before"])
 def stays_disabled(patch: Patches) -> None:
     @patch.replace(injection.BaseTuner, "enable_adapter_layers")
     def enable_adapter_layers(original: Any, self: Any) -> None:

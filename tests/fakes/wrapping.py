@@ -111,6 +111,7 @@ def peft_type_is_the_class_name(patch: Patches) -> None:
 @fake("active_adapter is a list of one name.", caught_by=["get_peft_model.names-adapter:active-name", "get_peft_model.names-adapter:active-is-str"])
 def active_adapter_is_a_list(patch: Patches) -> None:
     patch.replace(PeftModel, "active_adapter")(lambda original, self: self.active_adapters)
+    patch.replace(PeftModel, "active_peft_config")(lambda original, self: self.peft_config[self.active_adapters[0]])
 
 
 @fake("active_adapters is a tuple, or one name.", caught_by=["get_peft_model.names-adapter:actives-is-list", "peft_model.add-adapter:still-active"])
@@ -308,7 +309,7 @@ def failed_add_leaves_the_config(patch: Patches) -> None:
             raise
 
 
-@fake("A failing add_adapter leaves weights on the layers that it reached.", caught_by=["peft_model.add-rolls-back:nothing-of-it", "peft_model.add-second-bias:nothing-of-it"])
+@fake("A failing add_adapter leaves weights on the layers that it reached.", caught_by=["peft_model.add-rolls-back:nothing-of-it"])
 def failed_add_leaves_weights(patch: Patches) -> None:
     @patch.replace(PeftModel, "_add")
     def _add(original: Any, self: Any, adapter_name: str, config: Any, *args: Any) -> Any:
@@ -321,7 +322,7 @@ def failed_add_leaves_weights(patch: Patches) -> None:
             raise
 
 
-@fake("A failing add_adapter is ignored.", caught_by=["peft_model.add-rolls-back:raises-add", "peft_model.add-second-bias:raises"])
+@fake("A failing add_adapter is ignored.", caught_by=["peft_model.add-rolls-back:raises-add"])
 def failed_add_is_ignored(patch: Patches) -> None:
     @patch.replace(PeftModel, "_add")
     def _add(original: Any, self: Any, *args: Any) -> Any:

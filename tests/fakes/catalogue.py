@@ -1,0 +1,6 @@
+"""All fakes, by name."""
+
+from . import activating, broad, computing, injecting, saving, state_dicts, unloading, wrapping
+from .fake import FAKES, Fake
+
+__all__ = ["FAKES", "Fake", "activating", "broad", "computing", "injecting", "saving", "state_dicts", "unloading", "wrapping"]
