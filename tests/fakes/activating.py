@@ -22,7 +22,7 @@ def layers_of(module: nn.Module) -> list[Any]:
 # Activating ----------------------------------------------------------------------------------------------------
 
 
-@fake("set_adapter does nothing.", caught_by=["set_adapter.*:*"])
+@fake("set_adapter does nothing.", caught_by=["set_adapter.peft-model-single:active-name", "set_adapter.peft-model-single:layers"], points=[{"adapter": "b"}])
 def set_adapter_does_nothing(patch: Patches) -> None:
     for holder in (LAYER, WRAPPER):
         patch.replace(holder, "set_adapter")(lambda original, self, *args, **kwargs: None)
@@ -36,7 +36,7 @@ def set_adapter_adds(patch: Patches) -> None:
         original(self, [*self._active_adapter, *(n for n in names if n not in self._active_adapter)], inference_mode)
 
 
-@fake("Of a list of adapters only the first is activated.", caught_by=["set_adapter.*:*", "peft_model.active-together:sum"])
+@fake("Of a list of adapters only the first is activated.", caught_by=["set_adapter.*:*", "peft_model.active-together:sum", "law.both-active:says-active"])
 def set_adapter_takes_the_first_of_a_list(patch: Patches) -> None:
     @patch.replace(adapters, "set_adapter")
     def set_adapter(original: Any, model: nn.Module, adapter_name: Any, *args: Any, **kwargs: Any) -> None:
@@ -214,6 +214,17 @@ def all_adapters_act(patch: Patches) -> None:
             self._active_adapter = said
 
 
+@fake("The weights of an adapter are dropped while it is inactive.", caught_by=["set_adapter.back-and-forth:same-again"])
+def inactive_adapters_lose_their_weights(patch: Patches) -> None:
+    @patch.replace(LAYER, "set_adapter")
+    def set_adapter(original: Any, self: Any, adapter_names: Any, inference_mode: bool = False) -> None:
+        original(self, adapter_names, inference_mode)
+        with torch.no_grad():
+            for adapter in set(self.all_adapters()) - set(self._active_adapter):
+                for parameter in self.adapter_parameters(adapter):
+                    parameter.zero_()
+
+
 # Freezing ------------------------------------------------------------------------------------------------------
 
 
@@ -253,7 +264,7 @@ def set_requires_grad_takes_one_name(patch: Patches) -> None:
         original(model, adapter_names if isinstance(adapter_names, str) else adapter_names[:1], requires_grad)
 
 
-@fake("set_requires_grad activates what it makes trainable.", caught_by=["set_requires_grad.sets:still-active"])
+@fake("set_requires_grad activates what it makes trainable.", caught_by=["set_requires_grad.sets:still-active"], points=[{"adapter": "b"}])
 def set_requires_grad_activates(patch: Patches) -> None:
     @patch.replace(adapters, "set_requires_grad")
     def set_requires_grad(original: Any, model: nn.Module, adapter_names: Any, requires_grad: bool = True) -> None:
@@ -469,6 +480,17 @@ def delete_forgets_modules_to_save(patch: Patches) -> None:
         return None
 
 
+@fake("Deleting an adapter leaves its copy of a module to save as the original.",
+      caught_by=["delete.modules-to-save:original-kept", "delete.modules-to-save-unset:original-kept"])  # fmt: skip
+def delete_keeps_the_trained_module(patch: Patches) -> None:
+    @patch.replace(WRAPPER, "detach")
+    def detach(original: Any, self: Any, adapter: str) -> Any:
+        copied = original(self, adapter)
+        if copied is not None:
+            self.original_module.load_state_dict(copied.state_dict())
+        return copied
+
+
 @fake("The prefix of delete_adapter is ignored.", caught_by=["delete.*:*"])
 def delete_ignores_the_prefix(patch: Patches) -> None:
     @patch.replace(adapters, "delete_adapter")
@@ -500,6 +522,15 @@ def peft_model_delete_accepts_unknown_names(patch: Patches) -> None:
     def delete_adapter(original: Any, self: Any, adapter_name: str) -> None:
         if adapter_name in self.peft_config:
             original(self, adapter_name)
+
+
+@fake("Before it refuses an unknown name, PeftModel.delete_adapter has deleted the active adapter.", caught_by=["delete.peft-model-unknown:still-there"])
+def peft_model_delete_takes_the_active_one(patch: Patches) -> None:
+    @patch.replace(injection.BaseTuner, "delete_adapter")
+    def delete_adapter(original: Any, self: Any, adapter_name: str) -> None:
+        if adapter_name not in self.peft_config:
+            original(self, self.active_adapters[0])
+        original(self, adapter_name)
 
 
 # Casting -------------------------------------------------------------------------------------------------------

@@ -168,7 +168,7 @@ def warnings_are_swallowed(patch: Patches) -> None:
 @fake("Every call warns of everything.", caught_by=["*:silent"])
 def every_call_warns(patch: Patches) -> None:
     def warning(call: Callable[[], Any]) -> Any:
-        warnings.warn("This may modify the model a second time, with another revision or adapter.", stacklevel=3)
+        warnings.warn("Modifying a model a second time: revision, adapter and save_embedding_layers may differ.", stacklevel=3)
         return call()
 
     around(patch, [*FUNCTIONS, *METHODS], warning)
@@ -274,6 +274,32 @@ def _with_signature(patch: Patches, change: Callable[[list[inspect.Parameter]], 
         return same
 
     _rebuilt(patch, resigned)
+
+
+@fake("Configs share their mappings, and other fields have other values than the documented ones.",
+      caught_by=["lora_config.fresh-values:*"])  # fmt: skip
+def configs_share_mappings(patch: Patches) -> None:
+    shared: dict[str, int] = {}
+
+    @patch.replace(lora.LoraConfig, "__post_init__")
+    def __post_init__(original: Any, self: Any) -> None:
+        original(self)
+        if not self.rank_pattern:
+            self.rank_pattern = shared
+        if not self.alpha_pattern:
+            self.alpha_pattern = shared
+
+
+@fake("Fields that are not given have other values than the documented ones.",
+      caught_by=[f"lora_config.fresh-values:{field}" for field in ("rank-pattern", "alpha-pattern", "peft-type", "targets", "init")])  # fmt: skip
+def configs_start_with_other_values(patch: Patches) -> None:
+    @patch.replace(lora.LoraConfig, "__post_init__")
+    def __post_init__(original: Any, self: Any) -> None:
+        original(self)
+        self.peft_type = "PeftType.LORA"
+        self.rank_pattern, self.alpha_pattern = self.rank_pattern or None, self.alpha_pattern or None
+        self.target_modules = self.target_modules or "all-linear"
+        self.init_lora_weights = "gaussian"
 
 
 # Places --------------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def patterns_match_everything(patch: Patches) -> None:
         return next(iter((patterns or {}).values()), default)
 
 
-@fake("Every layer gets twice the rank that the config says.", caught_by=["inject.example:a-shape", "get_peft_model.documented-example:rank", "lora_config.scaling:rank", "lora_config.scaling-value:ranks", "lora_config.rank-large:rank", "load.scalings:ranks"])
+@fake("Every layer gets twice the rank that the config says.", caught_by=["inject.example:a-shape", "get_peft_model.documented-example:rank", "lora_config.scaling:rank", "lora_config.scaling-value:ranks", "lora_config.rank-large:rank", "load.scalings:ranks", "peft_model.forward-adds-delta:scaling"])
 def doubles_the_rank(patch: Patches) -> None:
     @patch.replace(LORA, "create")
     def create(original: Any, self: Any, config: Any, name: str) -> dict[str, Any]:
@@ -151,20 +151,49 @@ def _init(patch: Patches, said: Any, taken: Any) -> None:
         return original(self, config, name)
 
 
-@fake("The adapter is initialised from a generator of its own, the same at each call.", caught_by=["law.deterministic:*"])
-def initialises_from_a_fixed_seed(patch: Patches) -> None:
+@fake("The adapter is initialised from a generator that nobody can seed.", caught_by=["law.deterministic:same-values"])
+def initialises_from_its_own_generator(patch: Patches) -> None:
+    generator = torch.Generator().manual_seed(1)
+
     @patch.replace(LORA, "create")
     def create(original: Any, self: Any, config: Any, name: str) -> dict[str, Any]:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.manual_seed(int(torch.randint(2**31, (), generator=generator, device="cpu")))
             return original(self, config, name)
+
+
+@fake("The adapter starts with whatever was in memory.", caught_by=["functional.any-module:finite"])
+def starts_uninitialised(patch: Patches) -> None:
+    @patch.replace(LORA, "create")
+    def create(original: Any, self: Any, config: Any, name: str) -> dict[str, Any]:
+        contents = original(self, config, name)
+        with torch.no_grad():
+            for value in contents.values():
+                for parameter in value.parameters() if isinstance(value, nn.Module) else [value]:
+                    if isinstance(parameter, torch.Tensor):
+                        parameter.fill_(torch.nan)
+        return contents
+
+
+@fake("Only the adapter called default takes its rank from the config.", caught_by=["law.keys:any-name-shapes"])
+def other_adapters_have_the_default_rank(patch: Patches) -> None:
+    from peft_reference import injection
+
+    @patch.replace(injection.Injection, "__init__")
+    def __init__(original: Any, self: Any, model: Any, tuner_cls: Any, config: Any, adapter_name: str, *args: Any) -> None:
+        said = config.r
+        config.r = said if adapter_name == "default" else 8
+        try:
+            original(self, model, tuner_cls, config, adapter_name, *args)
+        finally:
+            config.r = said
 
 
 # What a layer computes -----------------------------------------------------------------------------------------
 
 
 @fake("Adapters have no effect on the output.",
-      caught_by=["peft_model.forward-adds-delta:formula", "peft_model.forward-adds-delta:acts", "inject.scaling:output", "peft_model.forward-keywords:adapter-acts", "law.forward:not-base", "lora_config.init-false:no-identity", "set_adapter.modules-to-save-other:frame"])  # fmt: skip
+      caught_by=["peft_model.forward-adds-delta:formula", "peft_model.forward-adds-delta:acts", "inject.scaling:output", "peft_model.forward-keywords:adapter-acts", "law.forward:not-base", "lora_config.init-false:no-identity"])  # fmt: skip
 def adapters_do_not_act(patch: Patches) -> None:
     contributes(patch, lambda self, adapter, x, added: added * 0)
 
@@ -196,13 +225,28 @@ def scales_every_output(patch: Patches) -> None:
 
 
 @fake("The output has the adapter's type, not the base model's.",
-      caught_by=["get_peft_model.identity-at-init:same-type", "get_peft_model.autocast:output-dtype", "cast.output:output-dtype", "law.identity-at-init:output-type", "law.forward:output-type"], points=[{"dtype": "float16"}])  # fmt: skip
+      caught_by=["get_peft_model.identity-at-init:same-type", "get_peft_model.autocast:output-dtype", "cast.output:output-dtype"], points=[{"dtype": "float16"}])  # fmt: skip
 def outputs_the_adapters_type(patch: Patches) -> None:
     @patch.replace(layer.BaseTunerLayer, "forward")
     def forward(original: Any, self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         kinds = [p.dtype for a in self._active_adapter for p in self.adapter_parameters(a)]
         y = original(self, x, *args, **kwargs)
         return y.to(kinds[0]) if kinds else y
+
+
+@fake("The output of an adapted layer is always float32.", caught_by=["law.identity-at-init:output-type", "law.forward:output-type", "law.merge:output-type"],
+      points=[{"dtype": "float16"}, {"dtype": "float64"}])  # fmt: skip
+def outputs_float32(patch: Patches) -> None:
+    @patch.replace(layer.BaseTunerLayer, "forward")
+    def forward(original: Any, self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(self, x, *args, **kwargs).float()
+
+
+@fake("The output of an adapted layer has one dimension too many.", caught_by=["inject.example:output-shape"])
+def adds_a_dimension(patch: Patches) -> None:
+    @patch.replace(layer.BaseTunerLayer, "forward")
+    def forward(original: Any, self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(self, x, *args, **kwargs).unsqueeze(0)
 
 
 @fake("The output is detached, so that nothing can be trained through the adapted layer.", caught_by=["law.gradients:adapter"])
@@ -212,6 +256,16 @@ def keeps_gradients_away(patch: Patches) -> None:
         return added.detach() + zero
 
     contributes(patch, detached)
+
+
+@fake("B is frozen, only A is trained.", caught_by=["get_peft_model.trains-adapter-only:adapter-trains", "law.tensors:trainable"])
+def trains_a_only(patch: Patches) -> None:
+    @patch.replace(layer.BaseTunerLayer, "set_requires_grad")
+    def set_requires_grad(original: Any, self: Any, adapter_names: Any, requires_grad: bool = True) -> None:
+        original(self, adapter_names, requires_grad)
+        for slot in ("lora_B", "lora_embedding_B"):
+            for parameter in getattr(self, slot).parameters():
+                parameter.requires_grad_(False)
 
 
 @fake("A is detached in the forward pass, only B gets a gradient.",
@@ -288,7 +342,7 @@ def dropout_on_the_base_path(patch: Patches) -> None:
 # Layouts -------------------------------------------------------------------------------------------------------
 
 
-@fake("The delta of square layers is transposed.", caught_by=["set_adapter.*:*", "law.*:*"])
+@fake("A square layer is merged with the transposed delta.", caught_by=["peft_model.merge-and-unload-transformers:output"])
 def transposes_square_deltas(patch: Patches) -> None:
     @patch.replace(LORA, "delta")
     def delta(original: Any, self: Any, adapter: str) -> torch.Tensor:
@@ -296,7 +350,18 @@ def transposes_square_deltas(patch: Patches) -> None:
         return found.transpose(0, 1) if found.dim() == 2 and found.shape[0] == found.shape[1] else found
 
 
-@fake("A layer that stores its weight transposed is merged as if it did not, where the shape allows.", caught_by=["law.merge:as-formula", "lora_config.fan-in-fan-out:merged", "peft_model.merge-and-unload-transformers:output"])
+@fake("A square layer is adapted with the transposed delta, in the forward pass and in merging.", caught_by=["law.forward:as-formula"])
+def transposes_square_layers(patch: Patches) -> None:
+    transposes_square_deltas.install(patch)
+
+    @patch.replace(LORA, "adapt")
+    def adapt(original: Any, self: Any, adapter: str, x: Any, y: Any) -> Any:
+        if self.op in (operators.Linear, operators.Conv1D) and self.in_features == self.out_features:
+            return y + nn.functional.linear(x, self.delta(adapter))
+        return original(self, adapter, x, y)
+
+
+@fake("A layer that stores its weight transposed is merged as if it did not, where the shape allows.", caught_by=["law.merge:as-formula", "lora_config.fan-in-fan-out:merged", "peft_model.merge-and-unload-transformers:output"], points=[{"layer": "one-conv1d-transposed", "model": "one-conv1d-transposed"}, {"model": "tiny-gpt2"}])
 def forgets_conv1d_is_transposed(patch: Patches) -> None:
     @patch.replace(layer.BaseTunerLayer, "merged_base")
     def merged_base(original: Any, self: Any, adapters: list[str], safe_merge: bool) -> Any:

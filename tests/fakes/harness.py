@@ -37,9 +37,13 @@ class Result:
     told: dict[str, str] = field(default_factory=dict)  # clause:check -> what was seen instead, of all that is not a pass
     ours: tuple[str, ...] = ()  # cases that ended in a mistake of the driver or the judge
 
-    def failed(self, pattern: str = "*") -> list[str]:
-        """The checks that match and that some case failed."""
-        return [id for id, found in self.verdicts.items() if "fail" in found and fnmatchcase(id, pattern)]
+    def failed(self) -> list[str]:
+        """The checks that some case failed."""
+        return [id for id, found in self.verdicts.items() if "fail" in found]
+
+    def noticed(self, pattern: str) -> list[str]:
+        """The checks that match and that some case failed, or warned of where they are a SHOULD."""
+        return [id for id, found in self.verdicts.items() if {"fail", "warn"} & {*found} and fnmatchcase(id, pattern)]
 
 
 @cache

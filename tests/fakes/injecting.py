@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 import types
 from typing import Any
@@ -18,7 +19,7 @@ from .fake import Patches, fake
 # Freezing ------------------------------------------------------------------------------------------------------
 
 
-@fake("The base model stays trainable.", caught_by=["inject.freezes:base-frozen", "get_peft_model.in-place:base-frozen", "law.tensors:base", "law.gradients:base", "load.frozen:nothing-trains"])
+@fake("The base model stays trainable.", caught_by=["inject.freezes:base-frozen", "get_peft_model.in-place:base-frozen", "law.tensors:base", "law.gradients:base", "load.frozen:nothing-trains", "inject_sd.keys-decide:base-frozen", "peft_model.active-together:base-grad", "lora_config.bias-trains:weights-frozen"])
 def forgets_to_freeze(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
     def apply(original: Any, self: Any) -> Any:
@@ -66,7 +67,7 @@ def trains_biases_anyway(patch: Patches) -> None:
 
 @fake(
     "The new adapter is frozen together with the base model.",
-    caught_by=["inject.freezes:adapter-trains", "get_peft_model.in-place:adapter-trains", "law.tensors:trainable", "lora_config.bias-trains:adapter-trains", "low_memory.get-peft-model:adapter-trains"])
+    caught_by=["inject.freezes:adapter-trains", "get_peft_model.in-place:adapter-trains", "law.tensors:trainable", "lora_config.bias-trains:adapter-trains", "low_memory.get-peft-model:adapter-trains", "inject_sd.keys-decide:one-layer"])
 def freezes_the_adapter_too(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
     def apply(original: Any, self: Any) -> Any:
@@ -182,6 +183,49 @@ def changes_the_models_class(patch: Patches) -> None:
         pass
 
 
+@fake("The model's own config is replaced by a copy.", caught_by=["inject.keeps-transformers:config-kept"])
+def copies_the_models_config(patch: Patches) -> None:
+    @patch.replace(injection.Injection, "apply")
+    def apply(original: Any, self: Any) -> Any:
+        if hasattr(self.model, "config"):
+            self.model.config = copy.deepcopy(self.model.config)
+        return original(self)
+
+
+@fake(
+    "The layers stay where they are and are adapted by patching their forward methods.",
+    caught_by=["get_peft_model.in-place:replaced", "get_peft_model.in-place:lora-layer"],
+)
+def adapts_by_patching(patch: Patches) -> None:
+    @patch.replace(injection.Injection, "apply")
+    def apply(original: Any, self: Any) -> Any:
+        done = original(self)
+        for name, adapted in self.layers.items():
+            parent, _, key = name.rpartition(".")
+            base = adapted.get_base_layer()
+            own = type(base).forward.__get__(base)
+            base.__dict__["base_layer"] = base
+            self.model.get_submodule(parent)._modules[key] = base
+            base.forward = functools.partial(_patched, own, adapted)
+        return done
+
+    def _patched(own: Any, adapted: Any, x: torch.Tensor) -> torch.Tensor:
+        y = own(x)
+        for adapter in adapted.all_adapters():
+            y = adapted.adapt(adapter, x, y)
+        return y
+
+
+@fake("An adapter that was injected is inactive until it is set.", caught_by=["law.tensors:adapted", "inject.adapter-name:on-layer"])
+def injects_inactive_adapters(patch: Patches) -> None:
+    @patch.replace(injection.Injection, "apply")
+    def apply(original: Any, self: Any) -> Any:
+        done = original(self)
+        for held in self.layers.values():
+            held._active_adapter = []
+        return done
+
+
 @fake("Attributes that were set on the model are reset.", caught_by=["inject.keeps-attributes:attribute"])
 def resets_instance_attributes(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
@@ -255,8 +299,7 @@ def rebuilds_untargeted_layers(patch: Patches) -> None:
 @fake(
     "New layers are in training mode whatever mode the model is in.",
     caught_by=["law.mode:same-mode"],
-    like="peft 0.21.2, whose wrapper and dropout start in training mode",
-)
+    like="peft 0.21.2, whose wrapper and dropout start in training mode", points=[{"training": False}])
 def new_layers_in_train_mode(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
     def apply(original: Any, self: Any) -> Any:
@@ -268,7 +311,7 @@ def new_layers_in_train_mode(patch: Patches) -> None:
         return done
 
 
-@fake("The whole model is put into training mode.", caught_by=["inject.in-place:frame", "law.mode:same-mode"])
+@fake("The whole model is put into training mode.", caught_by=["inject.in-place:frame", "law.mode:same-mode"], points=[{"training": False}])
 def switches_the_model_to_training(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
     def apply(original: Any, self: Any) -> Any:
@@ -298,16 +341,22 @@ def casts_the_base_too(patch: Patches) -> None:
 
 
 @fake(
-    "Every linear layer is adapted, whatever the config targets.",
-    caught_by=["inject.example:head-plain", "inject.freezes-untargeted:untargeted-plain", "get_peft_model.only-targets:others-plain", "targets.suffix:others-plain", "targets.regex:others-plain", "targets.full-name:others-plain"],
+    "Every layer of a known type is adapted, whatever the config targets.",
+    caught_by=[
+        "inject.example:head-plain",
+        "inject.freezes-untargeted:untargeted-plain",
+        "get_peft_model.only-targets:others-plain",
+        "targets.suffix:others-plain",
+        "targets.numbers:others-plain",
+    ],
 )
-def adapts_every_linear_layer(patch: Patches) -> None:
-    @patch.replace(matching, "is_target")
-    def is_target(original: Any, targets: Any, config: Any, name: str) -> bool:
-        return original(targets, config, name) or name.rpartition(".")[2] in LINEAR_NAMES
+def adapts_every_known_layer(patch: Patches) -> None:
+    from peft_reference.operators import operator_of
 
-
-LINEAR_NAMES = {"lm_head", "lin0", "lin1", "linear", "head", "q", "v", "mlp", "q_proj", "o_proj", "embedding"}
+    @patch.replace(matching, "select_targets")
+    def select_targets(original: Any, config: Any, targets: Any, modules: dict[str, nn.Module]) -> Any:
+        meant = original(config, targets, modules)
+        return [name for name, module in modules.items() if name in meant or operator_of(module)]
 
 
 @fake("Only the first module that matches is adapted.", caught_by=["get_peft_model.targeted-names:full-names", "targets.suffix:adapted", "targets.several:adapted", "targets.all-linear:adapted"])
@@ -319,7 +368,7 @@ def adapts_the_first_match_only(patch: Patches) -> None:
 
 @fake(
     "A target matches any name that contains it.",
-    caught_by=["inject.no-target:raises", "get_peft_model.targets-not-found:raises*", "targets.regex-partial:raises", "targets.suffix:adapted"], points=[{"targets": "linea"}])
+    caught_by=["inject.no-target:raises", "get_peft_model.targets-not-found:raises*", "targets.regex-partial:raises"], points=[{"targets": "linea"}])
 def matches_substrings(patch: Patches) -> None:
     @patch.replace(matching, "names_module")
     def names_module(original: Any, entries: Any, name: str) -> bool:
@@ -393,19 +442,29 @@ def all_linear_takes_the_head(patch: Patches) -> None:
         return False
 
 
-@fake("`all-linear` knows torch.nn.Linear only.", caught_by=["targets.all-linear-gpt2:adapted"])
-def all_linear_forgets_conv1d(patch: Patches) -> None:
+@fake("`all-linear` means the embeddings too.", caught_by=["targets.all-linear-gpt2:adapted", "targets.all-linear-llama:others-plain"])
+def all_linear_takes_embeddings(patch: Patches) -> None:
     @patch.replace(matching, "_all_linear")
     def _all_linear(original: Any, config: Any, model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
-        names = original(config, model, modules)
-        return {name for name in names if type(modules[name]).__name__ != "Conv1D"}
+        return original(config, model, modules) | {n for n, m in modules.items() if isinstance(m, nn.Embedding)}
 
 
-@fake("There are no default targets for known architectures.", caught_by=["targets.*:*"])
-def knows_no_architecture(patch: Patches) -> None:
+@fake("`all-linear` finds the low-rank layers of the adapters that are there.", caught_by=["targets.all-linear-again:not-nested"])
+def all_linear_adapts_adapters(patch: Patches) -> None:
+    @patch.replace(matching, "_all_linear")
+    def _all_linear(original: Any, config: Any, model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
+        inside = {n: m for n, m in model.named_modules() if ".lora_" in n and isinstance(m, nn.Linear)}
+        modules.update(inside)
+        return original(config, model, modules)
+
+
+@fake("Known architectures have other default targets.",
+      caught_by=["targets.default-llama:adapted", "targets.default-bert:adapted", "targets.default-gpt2:adapted", "config_json.lora-fields:default-targets"])  # fmt: skip
+def other_default_targets(patch: Patches) -> None:
     @patch.replace(matching, "resolve_targets")
     def resolve_targets(original: Any, config: Any, model: nn.Module, modules: Any, defaults: Any) -> Any:
-        return original(config, model, modules, {})
+        others = {"llama": ("q_proj", "k_proj"), "bert": ("query", "key", "value"), "gpt2": ("c_proj",)}
+        return original(config, model, modules, {**defaults, **others})
 
 
 @fake("Without targets every linear layer is adapted.", caught_by=["get_peft_model.no-targets:raises"])
@@ -454,7 +513,7 @@ def other_default_name(patch: Patches) -> None:
 
 @fake(
     "A second adapter takes the place of the first.",
-    caught_by=["inject.several:both", "targets.all-linear-again:same-layers", "functional.any-module:remaining"],
+    caught_by=["inject.several:both", "targets.all-linear-again:same-layers"],
 )
 def second_adapter_replaces_the_first(patch: Patches) -> None:
     @patch.replace(layer.BaseTunerLayer, "attach")
@@ -571,6 +630,60 @@ def always_on_meta(patch: Patches) -> None:
         return original(self, name, held, True)
 
 
+@fake("Layers that are made on meta have a bias.", caught_by=["inject.meta:same-names"])
+def meta_layers_have_biases(patch: Patches) -> None:
+    @patch.replace(injection.Injection, "_create")
+    def _create(original: Any, self: Any, name: str, held: Any, low_cpu_mem_usage: bool) -> Any:
+        contents = original(self, name, held, low_cpu_mem_usage)
+        for value in contents.values():
+            if low_cpu_mem_usage and isinstance(value, nn.Linear):
+                value.bias = nn.Parameter(torch.empty(value.out_features, device="meta"))
+        return contents
+
+
+@fake("Adding an adapter on meta moves those that are there to meta.", caught_by=["low_memory.add-adapter:old-real"])
+def adding_on_meta_moves_all(patch: Patches) -> None:
+    @patch.replace(injection.Injection, "_create")
+    def _create(original: Any, self: Any, name: str, held: Any, low_cpu_mem_usage: bool) -> Any:
+        if low_cpu_mem_usage:
+            for slot in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"):
+                getattr(held, slot).to("meta")
+        return original(self, name, held, low_cpu_mem_usage)
+
+    skip_meta_adapters(patch)
+
+
+def skip_meta_adapters(patch: Patches) -> None:
+    """Let a layer with an adapter on meta compute what its base layer does, so that a case goes on."""
+
+    @patch.replace(layer.BaseTunerLayer, "forward")
+    def forward(original: Any, self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(p.is_meta for p in self.parameters()):
+            return self.base_layer(x, *args, **kwargs)
+        return original(self, x, *args, **kwargs)
+
+
+@fake("With low_cpu_mem_usage the base layers are on meta too until the adapter is filled.", caught_by=["set_state_dict.fills-meta:base-never-meta"])
+def offloads_the_base(patch: Patches) -> None:
+    from peft_reference import state_dict
+
+    @patch.replace(injection.Injection, "_create")
+    def _create(original: Any, self: Any, name: str, held: Any, low_cpu_mem_usage: bool) -> Any:
+        contents = original(self, name, held, low_cpu_mem_usage)
+        if low_cpu_mem_usage:
+            held.__dict__["offloaded"] = [(p, p.data) for p in held.get_base_layer().parameters()]
+            held.get_base_layer().to("meta")
+        return contents
+
+    @patch.replace(state_dict, "set_peft_model_state_dict")
+    def set_peft_model_state_dict(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        for held in model.modules():
+            base = getattr(held, "base_layer", None)
+            for (old, data), (key, now) in zip(vars(held).pop("offloaded", ()), base.named_parameters() if base else (), strict=False):
+                base.register_parameter(key, nn.Parameter(data, now.requires_grad and old.requires_grad))
+        return original(model, *args, **kwargs)
+
+
 @fake("On meta the adapter does not train.", caught_by=["inject.meta:adapter-trains", "low_memory.get-peft-model:adapter-trains", "low_memory.adapter-dtype:same-tensors"])
 def meta_adapters_are_frozen(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
@@ -583,7 +696,7 @@ def meta_adapters_are_frozen(patch: Patches) -> None:
         return done
 
 
-@fake("Adapters are float32 whatever type the base layer has.", caught_by=["get_peft_model.autocast-off:adapter-dtype", "cast.keeps-base-type:as-base", "low_memory.adapter-dtype:dtype"])
+@fake("Adapters are float32 whatever type the base layer has.", caught_by=["get_peft_model.autocast-off:adapter-dtype", "cast.keeps-base-type:as-base", "low_memory.adapter-dtype:dtype"], points=[{"dtype": "bfloat16"}, {"dtype": "float64"}])
 def adapters_always_float32(patch: Patches) -> None:
     @patch.replace(injection.Injection, "_create")
     def _create(original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -689,6 +802,13 @@ def key_errors_for_unknown_types(patch: Patches) -> None:
 # Modules to save -----------------------------------------------------------------------------------------------
 
 
+@fake("With modules_to_save nothing else is adapted.", caught_by=["peft_model.modules-to-save-not-adapted:lin0-adapted"])
+def modules_to_save_replace_targets(patch: Patches) -> None:
+    @patch.replace(matching, "select_targets")
+    def select_targets(original: Any, config: Any, *args: Any) -> list[str]:
+        return [] if config.modules_to_save else original(config, *args)
+
+
 @fake("modules_to_save is ignored.", caught_by=["inject.modules-to-save:copy-trains"])
 def ignores_modules_to_save(patch: Patches) -> None:
     @patch.replace(matching, "select_to_save")
@@ -735,7 +855,7 @@ def modules_to_save_copy_starts_afresh(patch: Patches) -> None:
 
 @fake(
     "The original of a module to save computes the output, the copy trains in vain.",
-    caught_by=["inject.modules-to-save-trains:counts", "inject.modules-to-save-trains:gradient", "peft_model.modules-to-save:copy-used"],
+    caught_by=["inject.modules-to-save-trains:counts", "inject.modules-to-save-trains:gradient", "peft_model.modules-to-save:copy-used", "set_adapter.modules-to-save-other:own-counts"],
 )
 def modules_to_save_copy_is_not_used(patch: Patches) -> None:
     @patch.replace(wrappers.ModulesToSaveWrapper, "acting_copy")

@@ -123,9 +123,33 @@ def saves_in_half_precision(patch: Patches) -> None:
     got(patch, lambda model, tensors, adapter: {key: t.half() if t.is_floating_point() else t for key, t in tensors.items()})
 
 
-@fake("Tensors are saved transposed.", caught_by=["get_state_dict.embedding-keys:a-shape", "get_state_dict.embedding-keys:b-shape"])
+@fake("Tensors are saved transposed.", caught_by=["get_state_dict.embedding-keys:a-shape", "get_state_dict.embedding-keys:b-shape", "checkpoint.several:second-shape"])
 def saves_transposed(patch: Patches) -> None:
     got(patch, lambda model, tensors, adapter: {key: t.transpose(0, 1) if t.dim() > 1 else t for key, t in tensors.items()})
+
+
+@fake("Tensors are returned without values, on the meta device.", caught_by=["get_state_dict.adapter-only:device"])
+def returns_meta_tensors(patch: Patches) -> None:
+    got(patch, lambda model, tensors, adapter: {key: t.to("meta") for key, t in tensors.items()})
+
+
+@fake("Reading the state casts the adapter in the model to float16.", caught_by=["get_state_dict.one-adapter:live-names", "get_state_dict.adapter-only:frame"])
+def reading_casts_the_model(patch: Patches) -> None:
+    def cast(model: Any, tensors: Tensors, adapter: str) -> Tensors:
+        for name, parameter in model.named_parameters():
+            if f".{adapter}." in f"{name}.":
+                parameter.data = parameter.data.half()
+        return tensors
+
+    got(patch, cast)
+
+
+@fake("unwrap_compiled returns the tensors without the model's prefix.", caught_by=["get_state_dict.unwrap-compiled:same"])
+def unwrapping_drops_the_prefix(patch: Patches) -> None:
+    @patch.replace(state_dict, "get_peft_model_state_dict")
+    def get_peft_model_state_dict(original: Any, *args: Any, **kwargs: Any) -> Tensors:
+        tensors = original(*args, **kwargs)
+        return {k.removeprefix(PREFIX): t for k, t in tensors.items()} if kwargs.get("unwrap_compiled") else tensors
 
 
 @fake("Of the tensors of a layer the last is left out.", caught_by=["get_state_dict.documented-key:keys", "get_state_dict.one-adapter:default-keys"])
@@ -183,6 +207,22 @@ def ignores_the_given_state(patch: Patches) -> None:
         return original(model, None, *args, **kwargs)
 
 
+@fake("A state dict that is passed is returned as it is.", caught_by=["get_state_dict.from-given:keys"])
+def returns_the_given_state(patch: Patches) -> None:
+    @patch.replace(state_dict, "get_peft_model_state_dict")
+    def get_peft_model_state_dict(original: Any, model: Any, state_dict: Any = None, *args: Any, **kwargs: Any) -> Tensors:
+        return dict(state_dict) if state_dict is not None else original(model, state_dict, *args, **kwargs)
+
+
+@fake("A state dict that is passed is loaded into the model.", caught_by=["get_state_dict.from-given:own-values", "get_state_dict.from-given:frame"])
+def loads_the_given_state(patch: Patches) -> None:
+    @patch.replace(state_dict, "get_peft_model_state_dict")
+    def get_peft_model_state_dict(original: Any, model: Any, state_dict: Any = None, *args: Any, **kwargs: Any) -> Tensors:
+        if state_dict is not None:
+            model.load_state_dict(state_dict, strict=False)
+        return original(model, state_dict, *args, **kwargs)
+
+
 @fake("A state dict that is passed is stripped of the adapter's name in place.", caught_by=["get_state_dict.from-given:frame"])
 def rewrites_the_given_state(patch: Patches) -> None:
     @patch.replace(state_dict, "get_peft_model_state_dict")
@@ -205,7 +245,7 @@ def searches_names_for_the_prefix(patch: Patches) -> None:
     got(patch, searched)
 
 
-@fake("Trained biases are not in the state dict.", caught_by=["get_state_dict.bias*:*", "checkpoint.biases:own", "checkpoint.biases:every", "load.extras:same-output"])
+@fake("Trained biases are not in the state dict.", caught_by=["get_state_dict.bias*:*", "checkpoint.biases:own", "checkpoint.biases:every", "set_state_dict.bias:same-output"])
 def forgets_biases(patch: Patches) -> None:
     @patch.replace(state_dict, "adapter_entries")
     def adapter_entries(original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -258,7 +298,7 @@ def forgets_modules_to_save(patch: Patches) -> None:
         return (e for e in original(*args, **kwargs) if not isinstance(e.holder, wrappers.ModulesToSaveWrapper))
 
 
-@fake("The original of a module to save is saved, not the trained copy.", caught_by=["get_state_dict.*modules-to-save*:*"])
+@fake("The original of a module to save is saved, not the trained copy.", caught_by=["set_state_dict.modules-to-save:same-output", "load.extras:same-output"])
 def saves_the_original_module(patch: Patches) -> None:
     @patch.replace(wrappers.ModulesToSaveWrapper, "state_entries")
     def state_entries(original: Any, self: Any, adapter: str) -> Any:
@@ -296,7 +336,7 @@ def auto_never_saves_embeddings(patch: Patches) -> None:
 
 
 @fake("set_peft_model_state_dict sets nothing.",
-      caught_by=["set_state_dict.round-trip:same-state", "set_state_dict.round-trip:same-output", "set_state_dict.documented-example:same-weights", "law.round-trip:same-state", "law.inject-from-state:same-output"])  # fmt: skip
+      caught_by=["set_state_dict.round-trip:same-state", "set_state_dict.round-trip:same-output", "set_state_dict.documented-example:same-weights", "law.round-trip:same-state"])  # fmt: skip
 def sets_nothing(patch: Patches) -> None:
     @setting(patch)
     def set_tensors(original: Any, model: Any, tensors: Tensors, adapter: str, ignore: bool, low: bool) -> Any:
@@ -374,12 +414,6 @@ def assigns_the_given_tensors(patch: Patches) -> None:
                 if parameter is not None and isinstance(value, torch.Tensor) and value.shape == parameter.shape and "lora_" in saved:
                     module._parameters[key] = nn.Parameter(value.clone(), parameter.requires_grad)
         return outcome
-
-
-@fake("The given tensors become the parameters themselves, without a copy, when low_cpu_mem_usage is on.",
-      caught_by=["set_state_dict.*:*"])  # fmt: skip
-def shares_the_given_tensors(patch: Patches) -> None:
-    patch.replace(state_dict, "_like")(lambda original, value, current, holder: value.detach())
 
 
 @fake("Weights that arrive by way of the meta device stay on meta.",
@@ -525,7 +559,7 @@ def loads_into_the_original_module(patch: Patches) -> None:
 
 
 @fake("The state dict given to injection is ignored, the config decides.",
-      caught_by=["inject_sd.keys-decide:same-layers", "inject_sd.mismatch-warns:warns", "law.inject-from-state:same-tree"], points=[{"saved": "lin0", "configured": "lin1"}])  # fmt: skip
+      caught_by=["inject_sd.keys-decide:same-layers", "inject_sd.mismatch-warns:warns", "law.inject-from-state:same-tree"], points=[{"saved": "lin0", "configured": "lin1"}, {"saved": "lin1"}])  # fmt: skip
 def injection_ignores_the_state_dict(patch: Patches) -> None:
     @patch.replace(injection.Injection, "__init__")
     def __init__(
@@ -569,6 +603,17 @@ def keys_and_config_decide(patch: Patches) -> None:
     def select_by_keys(original: Any, config: Any, targets: Any, modules: Any, keys: Any, slots: Any) -> list[str]:
         names = original(config, targets, modules, keys, slots)
         return [n for n in modules if n in names or (targets and matching.is_target(targets, config, n))]
+
+
+@fake("With a state dict, the layers that its keys do not name are adapted.",
+      caught_by=["inject_sd.targets-none:same-tree", "inject_sd.meta:same-tree", "inject_sd.second-adapter:first-layer", "inject_sd.second-adapter:second-layer"])  # fmt: skip
+def keys_adapt_the_other_layers(patch: Patches) -> None:
+    from peft_reference.operators import operator_of
+
+    @patch.replace(matching, "select_by_keys")
+    def select_by_keys(original: Any, config: Any, targets: Any, modules: Any, keys: Any, slots: Any) -> list[str]:
+        meant = original(config, targets, modules, keys, slots)
+        return [n for n, m in modules.items() if n not in meant and (isinstance(m, layer.BaseTunerLayer) or operator_of(m))]
 
 
 @fake("A mismatch between keys and config passes in silence, a match is warned about.",

@@ -93,7 +93,7 @@ def unmerge_keeps_the_mark(patch: Patches) -> None:
 
 @fake(
     "Unmerging subtracts the product instead of putting the saved weight back, so that rounding stays.",
-    caught_by=["law.*:*"],
+    caught_by=["law.unmerge:bits"],
     like="peft 0.21.2",
 )
 def unmerges_by_subtraction(patch: Patches) -> None:
@@ -150,7 +150,7 @@ def merge_reallocates(patch: Patches) -> None:
             self.bias.data = bias.detach().clone()
 
 
-@fake("Merging twice writes the adapter twice.", caught_by=["*:*"])
+@fake("Merging twice writes the adapter twice.", caught_by=["peft_model.*:*", "law.*:*"])
 def merges_twice(patch: Patches) -> None:
     @patch.replace(LAYER, "mergeable_adapters")
     def mergeable_adapters(original: Any, self: Any, adapter_names: Any = None) -> list[str]:
@@ -217,16 +217,6 @@ def unload_returns_the_tuner(patch: Patches) -> None:
         def method(original: Any, self: Any, *args: Any, **kwargs: Any) -> nn.Module:
             original(self, *args, **kwargs)
             return self
-
-
-@fake("Unloading keeps the model's peft_config.", caught_by=["peft_model.merge-and-unload:raises*"], like="peft before 0.15")
-def unload_keeps_the_config(patch: Patches) -> None:
-    @patch.replace(merging, "unload")
-    def unload(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        configs = model.peft_config
-        original(model, *args, **kwargs)
-        model.peft_config = configs
-        return model
 
 
 @fake("adapter_names of merge_and_unload is ignored.", caught_by=["peft_model.merge-and-unload-named:other-merged", "peft_model.merge-and-unload-named:default-dropped"])

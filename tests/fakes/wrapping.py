@@ -332,11 +332,6 @@ def failed_add_is_ignored(patch: Patches) -> None:
             return None
 
 
-@fake("Two adapters may train biases.", caught_by=["peft_model.add-second-bias:raises"])
-def accepts_a_second_bias(patch: Patches) -> None:
-    patch.replace(injection.Injection, "_check_bias")(lambda original, self: None)
-
-
 @fake("A further adapter takes rank, alpha and targets from the first.",
       caught_by=["peft_model.add-other-options:other-on-lin1", "peft_model.add-other-options:lin1-rank"])  # fmt: skip
 def added_adapters_copy_the_first(patch: Patches) -> None:
