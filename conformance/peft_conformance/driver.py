@@ -153,7 +153,10 @@ class _Run:
         for step in self.program.get("given", ()):
             self._step(step, "given")
         given = list(self.entities)
-        before = {"globals": global_state(self.folder), "entities": {id: self._record(id) for id in given}}
+        before = {"entities": {id: self._record(id) for id in given}}
+        before["globals"] = global_state(
+            self.folder
+        )  # last: to look at a model runs code of the implementation
         for step in self.program.get("when", ()):
             self._step(step, "when")
         globals_after = global_state(self.folder)

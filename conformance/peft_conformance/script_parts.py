@@ -35,7 +35,7 @@ def plain(x: Any) -> Any:
 def items(x: Any) -> Any:
     """Names and tensors of a model, a state dict or a single tensor."""
     if isinstance(x, torch.nn.Module):
-        return x.state_dict(keep_vars=True).items()
+        return [*x.named_parameters(remove_duplicate=False), *x.named_buffers(remove_duplicate=False)]
     return x.items() if isinstance(x, dict) else [("", x)]
 
 
@@ -60,7 +60,7 @@ def state_dict_lines(x: Any) -> list[str]:
 
 
 def module_tree_lines(model: torch.nn.Module) -> list[str]:
-    """Every module with its tensors; of an adapted layer its place, its adapters' tensors and what it wraps."""
+    """Every module with its tensors; of an adapted layer its place, its slots and what it wraps."""
     modules = dict(model.named_modules(remove_duplicate=False))
     layers = [n for n, m in modules.items() if hasattr(m, "base_layer") and hasattr(m, "active_adapters")]
     lines = []
