@@ -80,9 +80,9 @@ def _foretells(entry: Entry, verdict: Verdict) -> bool:
         return False
     if "observed" in entry and not plain.equal(entry["observed"], verdict.observed):
         return False
-    return "error" not in entry or re.search(entry["error"], plain.text(verdict.observed, 1000)) is not None
+    return "like" not in entry or re.search(entry["like"], plain.text(verdict.observed, 1000)) is not None
 
 
 def _said(entry: Entry) -> str:
-    named = [f"{word} {plain.text(entry[word])}" for word in ("observed", "error") if word in entry]
+    named = [f"{word} {plain.text(entry[word])}" for word in ("observed", "like") if word in entry]
     return ", ".join([entry["outcome"], *named]) + f" ({entry['because']})"

@@ -29,7 +29,11 @@ def equal(left: Plain, right: Plain) -> bool:
 
 def text(value: Plain, limit: int = 120) -> str:
     """A value on one line, in JSON's spelling; strings stand bare, long ones end in an ellipsis."""
-    line = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    line = (
+        value
+        if isinstance(value, str)
+        else json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
+    )
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 

@@ -60,12 +60,12 @@ def test_without_observed_any_observation_will_do() -> None:
 
 def test_a_failure_is_no_error_and_an_error_no_failure() -> None:
     assert outcome([ENTRY], "error") == "changed"
-    failing = entry(outcome="error", error="TypeError")
+    failing = entry(outcome="error", like="TypeError")
     del failing["observed"]
     assert outcome([failing], "error", observed="TypeError: boom") == "expected-failure"
     assert outcome([failing], "error", observed="KeyError: boom") == "changed"
     assert outcome([failing], "fail", observed="TypeError: boom") == "changed"
-    failing["error"] = r"TypeError: .* arguments?"
+    failing["like"] = r"TypeError: .* arguments?"
     assert outcome([failing], "error", observed="TypeError: 3 arguments") == "expected-failure"
 
 
