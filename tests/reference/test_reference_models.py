@@ -38,7 +38,20 @@ def lora(*targets: str, **options: Any) -> peft.LoraConfig:
         (peft.PeftConfig(), ValueError),
         ({}, ValueError),
     ],
-    ids=repr,
+    ids=[
+        *(
+            "no-match",
+            "rank-zero",
+            "negative-pattern",
+            "dropout",
+            "bias",
+            "init",
+            "pissa",
+            "name-twice",
+            "replication",
+        ),
+        *("all-excluded", "prompt-learning", "unknown-type", "no-type", "no-config"),
+    ],
 )
 @pytest.mark.parametrize(
     "add", [peft.get_peft_model, lambda model, config: peft.inject_adapter_in_model(config, model)]
