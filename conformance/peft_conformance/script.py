@@ -367,7 +367,7 @@ class Script:
             slots = "|".join(self.slots(role)) or "(?!)"  # a card may have no tensor of the role
         if role == "base" or (role is None and adapter is None):
             slots += "|modules_to_save" if of == "model" else ""
-            return f"not re.search(r'(^|\\.)({slots})\\.', n)" if role else "True"
+            return f"not re.search(r'(^|\\.)({slots})(\\.|$)', n)" if role else "True"
         slots = "modules_to_save" if role == "aux" else slots if role else f"{slots}|modules_to_save"
         # A key of a state dict names no adapter.
         whose = f"({re.escape(adapter)}|weight|bias|$)" if adapter else ""

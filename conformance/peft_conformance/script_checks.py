@@ -290,21 +290,19 @@ def _symbols(script: Script, wanted: set[str], adapter: str, kind: str, card: An
     conv = ".flatten(1)" if kind in ("Conv1d", "Conv2d", "Conv3d") else ""
     for symbol in sorted(wanted):
         name = _python(symbol)
-        tensor, spec = next(
-            (
-                (tensor, spec)
-                for tensor, spec in card["tensors"].items()
-                if spec.get("symbol", tensor) == symbol and kind in spec.get("on", [kind])
-            ),
-            ("", {}),
-        )
+        named = {t: spec for t, spec in card["tensors"].items() if spec.get("symbol", t) == symbol}
+        tensor = next((t for t, spec in named.items() if kind in spec.get("on", [kind])), None)
         if symbol in overrides:
             script.add(f"{name} = {overrides[symbol]!r}")
         elif tensor:
             slot, _, rest = tensor.partition(".")
             key = ".".join(filter(None, [path, slot, adapter, rest]))
             value = f"tensors[{key!r}]{conv if rest != 'bias' else ''}"
-            script.add(f"{name} = {value}" + (f" if {key!r} in tensors else 0.0" if "when" in spec else ""))
+            script.add(
+                f"{name} = {value}" + (f" if {key!r} in tensors else 0.0" if "when" in named[tensor] else "")
+            )
+        elif named:  # layers of this kind have no such tensor
+            script.add(f"{name} = 0.0")
         elif symbol in card.get("symbols", {}):
             choices = card["symbols"][symbol]
             inner = set[str]().union(*(formula.parse(str(c["value"]))[1] for c in choices))
@@ -344,8 +342,8 @@ def _frame(script: Script, body: Body) -> None:
     aspect, told = _aspect(where, what), repr(": ".join(filter(None, (entity, where, what))))
     # A layer may have been wrapped or unwrapped in the meantime.
     parent, _, leaf = where.rpartition(".")
-    inside = f"{parent}.base_layer.{leaf}" if aspect in OF_TENSOR else f"{where}.base_layer"
-    names = tuple(dict.fromkeys([where, where.replace(".base_layer", ""), inside.lstrip(".")]))
+    inside = f"{parent}.base_layer.{leaf}".lstrip(".")
+    names = tuple(dict.fromkeys([where, where.replace(".base_layer", ""), inside, f"{where}.base_layer"]))
     if aspect == "moved":
         script.add(f"assert any(n in after for n in {names!r}), {told}")
     elif aspect in OF_TENSOR or aspect in OF_MODULE:
