@@ -1,4 +1,4 @@
-"""Which fakes fail the checks of some clauses, whatever their topics: `cd tests && python -m fakes 'inject.freezes' ...`"""
+"""Which fakes fail the checks of some clauses, of any topic: `cd tests && python -m fakes CLAUSE ...`"""
 
 import argparse
 from fnmatch import fnmatchcase
@@ -14,7 +14,9 @@ def main() -> None:
     wanted = parser.parse_args().clause
     caught: dict[str, list[str]] = {}
     for fake in FAKES.values():
-        chosen = [c for c in harness.selected(fake.points) if any(fnmatchcase(c.clause.id, p) for p in wanted)]
+        chosen = [
+            c for c in harness.selected(fake.points) if any(fnmatchcase(c.clause.id, p) for p in wanted)
+        ]
         for check in harness.perform(fake, chosen).failed():
             caught.setdefault(check, []).append(fake.name)
     for check in harness.demanded():

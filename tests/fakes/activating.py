@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -19,10 +20,14 @@ def layers_of(module: nn.Module) -> list[Any]:
     return [m for m in module.modules() if isinstance(m, LAYER)]
 
 
-# Activating ----------------------------------------------------------------------------------------------------
+# Activating ----------------------------------------------------------------------------------------
 
 
-@fake("set_adapter does nothing.", caught_by=["set_adapter.peft-model-single:active-name", "set_adapter.peft-model-single:layers"], points=[{"adapter": "b"}])
+@fake(
+    "set_adapter does nothing.",
+    caught_by=["set_adapter.peft-model-single:active-name", "set_adapter.peft-model-single:layers"],
+    points=[{"adapter": "b"}],
+)
 def set_adapter_does_nothing(patch: Patches) -> None:
     for holder in (LAYER, WRAPPER):
         patch.replace(holder, "set_adapter")(lambda original, self, *args, **kwargs: None)
@@ -33,10 +38,17 @@ def set_adapter_adds(patch: Patches) -> None:
     @patch.replace(LAYER, "set_adapter")
     def set_adapter(original: Any, self: Any, adapter_names: Any, inference_mode: bool = False) -> None:
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        original(self, [*self._active_adapter, *(n for n in names if n not in self._active_adapter)], inference_mode)
+        original(
+            self,
+            [*self._active_adapter, *(n for n in names if n not in self._active_adapter)],
+            inference_mode,
+        )
 
 
-@fake("Of a list of adapters only the first is activated.", caught_by=["set_adapter.*:*", "peft_model.active-together:sum", "law.both-active:says-active"])
+@fake(
+    "Of a list of adapters only the first is activated.",
+    caught_by=["set_adapter.*:*", "peft_model.active-together:sum", "law.both-active:says-active"],
+)
 def set_adapter_takes_the_first_of_a_list(patch: Patches) -> None:
     @patch.replace(adapters, "set_adapter")
     def set_adapter(original: Any, model: nn.Module, adapter_name: Any, *args: Any, **kwargs: Any) -> None:
@@ -54,7 +66,9 @@ def set_adapter_takes_the_last_of_a_list(patch: Patches) -> None:
 def set_adapter_reorders(patch: Patches) -> None:
     @patch.replace(adapters, "set_adapter")
     def set_adapter(original: Any, model: nn.Module, adapter_name: Any, *args: Any, **kwargs: Any) -> None:
-        original(model, adapter_name if isinstance(adapter_name, str) else adapter_name[::-1], *args, **kwargs)
+        original(
+            model, adapter_name if isinstance(adapter_name, str) else adapter_name[::-1], *args, **kwargs
+        )
 
 
 @fake("set_adapter leaves the adapters that are no longer active trainable.", caught_by=["set_adapter.*:*"])
@@ -121,21 +135,29 @@ def ignores_layer_cls(patch: Patches) -> None:
         return original(model)
 
 
-@fake("set_adapter does not reach the copies of modules_to_save.", caught_by=["set_adapter.modules-to-save:*"])
+@fake(
+    "set_adapter does not reach the copies of modules_to_save.", caught_by=["set_adapter.modules-to-save:*"]
+)
 def set_adapter_forgets_modules_to_save(patch: Patches) -> None:
     @patch.replace(WRAPPER, "set_adapter")
     def set_adapter(original: Any, self: Any, adapter_names: Any, inference_mode: bool = False) -> None:
         return None
 
 
-@fake("All copies of modules_to_save stay trainable.", caught_by=["set_adapter.modules-to-save-other:other-frozen"])
+@fake(
+    "All copies of modules_to_save stay trainable.",
+    caught_by=["set_adapter.modules-to-save-other:other-frozen"],
+)
 def modules_to_save_of_all_adapters_train(patch: Patches) -> None:
     @patch.replace(WRAPPER, "set_requires_grad")
     def set_requires_grad(original: Any, self: Any, adapter_names: Any, requires_grad: bool = True) -> None:
         original(self, self.all_adapters(), True)
 
 
-@fake("The copy of the adapter that came last is used, whichever is active.", caught_by=["set_adapter.modules-to-save*:*"])
+@fake(
+    "The copy of the adapter that came last is used, whichever is active.",
+    caught_by=["set_adapter.modules-to-save*:*"],
+)
 def last_copy_acts(patch: Patches) -> None:
     @patch.replace(WRAPPER, "acting_copy")
     def acting_copy(original: Any, self: Any) -> nn.Module:
@@ -176,7 +198,10 @@ def set_adapter_deactivates_before_raising(patch: Patches) -> None:
             original(self, adapter_name, inference_mode)
 
 
-@fake("add_adapter activates the new adapter.", caught_by=["peft_model.add-adapter:still-active", "set_adapter.second-inactive:active-name"])
+@fake(
+    "add_adapter activates the new adapter.",
+    caught_by=["peft_model.add-adapter:still-active", "set_adapter.second-inactive:active-name"],
+)
 def activates_on_add(patch: Patches) -> None:
     @patch.replace(injection.BaseTuner, "add_adapter")
     def add_adapter(original: Any, self: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
@@ -185,7 +210,11 @@ def activates_on_add(patch: Patches) -> None:
         return done
 
 
-@fake("An adapter that is added trains at once, though it is inactive.", caught_by=["peft_model.add-adapter:new-frozen"])
+@fake(
+    "An adapter that is added trains at once, though it is inactive.",
+    caught_by=["peft_model.add-adapter:new-frozen"],
+    like="peft 0.21.2, for embeddings in half precision",
+)
 def trains_on_add(patch: Patches) -> None:
     @patch.replace(injection.BaseTuner, "add_adapter")
     def add_adapter(original: Any, self: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
@@ -203,7 +232,10 @@ def add_freezes_the_others(patch: Patches) -> None:
         return done
 
 
-@fake("Every adapter acts, active or not.", caught_by=["peft_model.add-adapter:output-unchanged", "law.inactive:as-alone", "law.delete:same-output"])
+@fake(
+    "Every adapter acts, active or not.",
+    caught_by=["peft_model.add-adapter:output-unchanged", "law.inactive:as-alone", "law.delete:same-output"],
+)
 def all_adapters_act(patch: Patches) -> None:
     @patch.replace(LAYER, "forward")
     def forward(original: Any, self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -214,7 +246,10 @@ def all_adapters_act(patch: Patches) -> None:
             self._active_adapter = said
 
 
-@fake("The weights of an adapter are dropped while it is inactive.", caught_by=["set_adapter.back-and-forth:same-again"])
+@fake(
+    "The weights of an adapter are dropped while it is inactive.",
+    caught_by=["set_adapter.back-and-forth:same-again"],
+)
 def inactive_adapters_lose_their_weights(patch: Patches) -> None:
     @patch.replace(LAYER, "set_adapter")
     def set_adapter(original: Any, self: Any, adapter_names: Any, inference_mode: bool = False) -> None:
@@ -225,26 +260,40 @@ def inactive_adapters_lose_their_weights(patch: Patches) -> None:
                     parameter.zero_()
 
 
-# Freezing ------------------------------------------------------------------------------------------------------
+# Freezing ------------------------------------------------------------------------------------------
 
 
-@fake("set_requires_grad does nothing.", caught_by=["set_requires_grad.sets:flag", "set_requires_grad.several:flag"])
+@fake(
+    "set_requires_grad does nothing.",
+    caught_by=["set_requires_grad.sets:flag", "set_requires_grad.several:flag"],
+)
 def set_requires_grad_does_nothing(patch: Patches) -> None:
     patch.replace(adapters, "set_requires_grad")(lambda original, *args, **kwargs: None)
 
 
-@fake("set_requires_grad ignores its flag, all that is named trains.", caught_by=["set_requires_grad.several:flag"],
-      points=[{"flag": False}])  # fmt: skip
+@fake(
+    "set_requires_grad ignores its flag, all that is named trains.",
+    caught_by=["set_requires_grad.several:flag"],
+    points=[{"flag": False}],
+)
 def set_requires_grad_ignores_the_flag(patch: Patches) -> None:
     @patch.replace(adapters, "set_requires_grad")
-    def set_requires_grad(original: Any, model: nn.Module, adapter_names: Any, requires_grad: bool = True) -> None:
+    def set_requires_grad(
+        original: Any, model: nn.Module, adapter_names: Any, requires_grad: bool = True
+    ) -> None:
         original(model, adapter_names)
 
 
-@fake("set_requires_grad sets the flag of every adapter.", caught_by=["set_requires_grad.sets:frame"], points=[{"flag": False}])
+@fake(
+    "set_requires_grad sets the flag of every adapter.",
+    caught_by=["set_requires_grad.sets:frame"],
+    points=[{"flag": False}],
+)
 def set_requires_grad_sets_all(patch: Patches) -> None:
     @patch.replace(adapters, "set_requires_grad")
-    def set_requires_grad(original: Any, model: nn.Module, adapter_names: Any, requires_grad: bool = True) -> None:
+    def set_requires_grad(
+        original: Any, model: nn.Module, adapter_names: Any, requires_grad: bool = True
+    ) -> None:
         for holder in adapters.holders(model):
             holder.set_requires_grad(holder.all_adapters(), requires_grad)
 
@@ -252,22 +301,36 @@ def set_requires_grad_sets_all(patch: Patches) -> None:
 @fake("set_requires_grad reaches the active adapters only.", caught_by=["set_requires_grad.sets:flag"])
 def set_requires_grad_skips_inactive(patch: Patches) -> None:
     @patch.replace(adapters, "set_requires_grad")
-    def set_requires_grad(original: Any, model: nn.Module, adapter_names: Any, requires_grad: bool = True) -> None:
+    def set_requires_grad(
+        original: Any, model: nn.Module, adapter_names: Any, requires_grad: bool = True
+    ) -> None:
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         original(model, [name for name in names if name in adapters.active_adapters_of(model)], requires_grad)
 
 
-@fake("set_requires_grad takes the first of several names.", caught_by=["set_requires_grad.several:flag"], points=[{"flag": False}])
+@fake(
+    "set_requires_grad takes the first of several names.",
+    caught_by=["set_requires_grad.several:flag"],
+    points=[{"flag": False}],
+)
 def set_requires_grad_takes_one_name(patch: Patches) -> None:
     @patch.replace(adapters, "set_requires_grad")
-    def set_requires_grad(original: Any, model: nn.Module, adapter_names: Any, requires_grad: bool = True) -> None:
+    def set_requires_grad(
+        original: Any, model: nn.Module, adapter_names: Any, requires_grad: bool = True
+    ) -> None:
         original(model, adapter_names if isinstance(adapter_names, str) else adapter_names[:1], requires_grad)
 
 
-@fake("set_requires_grad activates what it makes trainable.", caught_by=["set_requires_grad.sets:still-active"], points=[{"adapter": "b"}])
+@fake(
+    "set_requires_grad activates what it makes trainable.",
+    caught_by=["set_requires_grad.sets:still-active"],
+    points=[{"adapter": "a"}, {"adapter": "b"}],
+)
 def set_requires_grad_activates(patch: Patches) -> None:
     @patch.replace(adapters, "set_requires_grad")
-    def set_requires_grad(original: Any, model: nn.Module, adapter_names: Any, requires_grad: bool = True) -> None:
+    def set_requires_grad(
+        original: Any, model: nn.Module, adapter_names: Any, requires_grad: bool = True
+    ) -> None:
         original(model, adapter_names, requires_grad)
         for held in adapters.holders(model):
             held._active_adapter = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
@@ -276,11 +339,12 @@ def set_requires_grad_activates(patch: Patches) -> None:
 @fake(
     "set_requires_grad finds parameters by their names, so `a` also means an adapter called my_a.",
     caught_by=["set_requires_grad.name-inside-name:other-trains"],
-    like="name searches such as those of early diffusers scripts",
 )
 def set_requires_grad_searches_names(patch: Patches) -> None:
     @patch.replace(adapters, "set_requires_grad")
-    def set_requires_grad(original: Any, model: nn.Module, adapter_names: Any, requires_grad: bool = True) -> None:
+    def set_requires_grad(
+        original: Any, model: nn.Module, adapter_names: Any, requires_grad: bool = True
+    ) -> None:
         for wanted in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
             for name, parameter in model.named_parameters():
                 if wanted in name and ("lora_" in name or "modules_to_save" in name):
@@ -290,7 +354,9 @@ def set_requires_grad_searches_names(patch: Patches) -> None:
 @fake("set_requires_grad takes the base layers along.", caught_by=["set_requires_grad.sets:base-frozen"])
 def set_requires_grad_reaches_the_base(patch: Patches) -> None:
     @patch.replace(adapters, "set_requires_grad")
-    def set_requires_grad(original: Any, model: nn.Module, adapter_names: Any, requires_grad: bool = True) -> None:
+    def set_requires_grad(
+        original: Any, model: nn.Module, adapter_names: Any, requires_grad: bool = True
+    ) -> None:
         original(model, adapter_names, requires_grad)
         for held in layers_of(model):
             held.get_base_layer().requires_grad_(requires_grad)
@@ -299,10 +365,15 @@ def set_requires_grad_reaches_the_base(patch: Patches) -> None:
                 held.original_module.requires_grad_(requires_grad)
 
 
-@fake("set_requires_grad forgets the copies of modules_to_save.", caught_by=["set_requires_grad.modules-to-save:copy"])
+@fake(
+    "set_requires_grad forgets the copies of modules_to_save.",
+    caught_by=["set_requires_grad.modules-to-save:copy"],
+)
 def set_requires_grad_forgets_modules_to_save(patch: Patches) -> None:
     @patch.replace(adapters, "set_requires_grad")
-    def set_requires_grad(original: Any, model: nn.Module, adapter_names: Any, requires_grad: bool = True) -> None:
+    def set_requires_grad(
+        original: Any, model: nn.Module, adapter_names: Any, requires_grad: bool = True
+    ) -> None:
         for held in layers_of(model):
             held.set_requires_grad(adapter_names, requires_grad)
 
@@ -310,13 +381,15 @@ def set_requires_grad_forgets_modules_to_save(patch: Patches) -> None:
 @fake("set_requires_grad freezes what is not named.", caught_by=["set_requires_grad.*:frame"])
 def set_requires_grad_is_exclusive(patch: Patches) -> None:
     @patch.replace(adapters, "set_requires_grad")
-    def set_requires_grad(original: Any, model: nn.Module, adapter_names: Any, requires_grad: bool = True) -> None:
+    def set_requires_grad(
+        original: Any, model: nn.Module, adapter_names: Any, requires_grad: bool = True
+    ) -> None:
         for holder in adapters.holders(model):
             holder.set_requires_grad(holder.all_adapters(), not requires_grad)
         original(model, adapter_names, requires_grad)
 
 
-# Deleting ------------------------------------------------------------------------------------------------------
+# Deleting ------------------------------------------------------------------------------------------
 
 
 @fake("delete_adapter removes A and leaves B.", caught_by=["delete.removes-weights:gone", "law.delete:gone"])
@@ -330,10 +403,15 @@ def deletes_half(patch: Patches) -> None:
         return contents
 
 
-@fake("delete_adapter stops after the first layer.", caught_by=["delete.removes-everywhere:layers", "delete.removes-everywhere:names"])
+@fake(
+    "delete_adapter stops after the first layer.",
+    caught_by=["delete.removes-everywhere:layers", "delete.removes-everywhere:names"],
+)
 def deletes_from_the_first_layer_only(patch: Patches) -> None:
     @patch.replace(adapters, "delete_adapter")
-    def delete_adapter(original: Any, model: nn.Module, adapter_name: str, prefix: str, layer_cls: Any = LAYER) -> Any:
+    def delete_adapter(
+        original: Any, model: nn.Module, adapter_name: str, prefix: str, layer_cls: Any = LAYER
+    ) -> Any:
         for held in layers_of(model)[1:]:
             contents = held.detach(adapter_name)
             held.__dict__["kept"] = contents
@@ -344,7 +422,14 @@ def deletes_from_the_first_layer_only(patch: Patches) -> None:
         return result
 
 
-@fake("delete_adapter deletes all adapters.", caught_by=["delete.removes-weights:other-stays", "law.delete:others-kept", "functional.any-module:remaining"])
+@fake(
+    "delete_adapter deletes all adapters.",
+    caught_by=[
+        "delete.removes-weights:other-stays",
+        "law.delete:others-kept",
+        "functional.any-module:remaining",
+    ],
+)
 def deletes_all_adapters(patch: Patches) -> None:
     @patch.replace(adapters, "delete_adapter")
     def delete_adapter(original: Any, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
@@ -361,7 +446,11 @@ def deletes_nothing(patch: Patches) -> None:
         return adapters.active_adapters_of(model) or None
 
 
-@fake("delete_adapter returns an empty list when no adapter is left.", caught_by=["delete.none-when-last:returns-none"], like="peft 0.21.2")
+@fake(
+    "delete_adapter returns an empty list when no adapter is left.",
+    caught_by=["delete.none-when-last:returns-none"],
+    like="peft 0.21.2",
+)
 def delete_returns_an_empty_list(patch: Patches) -> None:
     @patch.replace(adapters, "delete_adapter")
     def delete_adapter(original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -383,7 +472,9 @@ def delete_returns_the_deleted(patch: Patches) -> None:
         return [adapter_name]
 
 
-@fake("After the active adapter is deleted none is active.", caught_by=["delete.returns-remaining:now-active"])
+@fake(
+    "After the active adapter is deleted none is active.", caught_by=["delete.returns-remaining:now-active"]
+)
 def delete_activates_no_other(patch: Patches) -> None:
     @patch.replace(adapters, "delete_adapter")
     def delete_adapter(original: Any, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
@@ -395,7 +486,10 @@ def delete_activates_no_other(patch: Patches) -> None:
         return result
 
 
-@fake("The adapter that becomes active after a deletion is frozen.", caught_by=["delete.trains-next:next-trains"], like="peft before 0.17")
+@fake(
+    "The adapter that becomes active after a deletion is frozen.",
+    caught_by=["delete.trains-next:next-trains"],
+)
 def delete_leaves_the_next_frozen(patch: Patches) -> None:
     @patch.replace(adapters, "delete_adapter")
     def delete_adapter(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -416,7 +510,10 @@ def delete_deactivates_the_others(patch: Patches) -> None:
         return result
 
 
-@fake("The last deletion takes the adapter layers out of the model.", caught_by=["delete.layers-stay:still-adapted"])
+@fake(
+    "The last deletion takes the adapter layers out of the model.",
+    caught_by=["delete.layers-stay:still-adapted"],
+)
 def delete_unloads_at_last(patch: Patches) -> None:
     @patch.replace(adapters, "delete_adapter")
     def delete_adapter(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -447,10 +544,11 @@ def delete_thaws_the_base(patch: Patches) -> None:
         return result
 
 
-@fake("The function delete_adapter deletes the config as well, or a copy stays.", caught_by=["delete.config-stays:first"])
+@fake(
+    "Deleting an adapter replaces the configs on the model by copies.",
+    caught_by=["delete.config-stays:first"],
+)
 def delete_replaces_the_config(patch: Patches) -> None:
-    import copy
-
     @patch.replace(adapters, "delete_adapter")
     def delete_adapter(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         result = original(model, *args, **kwargs)
@@ -480,21 +578,24 @@ def delete_forgets_modules_to_save(patch: Patches) -> None:
         return None
 
 
-@fake("Deleting an adapter leaves its copy of a module to save as the original.",
-      caught_by=["delete.modules-to-save:original-kept", "delete.modules-to-save-unset:original-kept"])  # fmt: skip
-def delete_keeps_the_trained_module(patch: Patches) -> None:
+@fake(
+    "Deleting an adapter with a copy of a module puts another copy in the place of the original.",
+    caught_by=["delete.modules-to-save:original-kept", "delete.modules-to-save-unset:original-kept"],
+)
+def delete_rebuilds_the_original(patch: Patches) -> None:
     @patch.replace(WRAPPER, "detach")
     def detach(original: Any, self: Any, adapter: str) -> Any:
-        copied = original(self, adapter)
-        if copied is not None:
-            self.original_module.load_state_dict(copied.state_dict())
-        return copied
+        if adapter in self.modules_to_save:
+            self.original_module = copy.deepcopy(self.original_module)
+        return original(self, adapter)
 
 
 @fake("The prefix of delete_adapter is ignored.", caught_by=["delete.*:*"])
 def delete_ignores_the_prefix(patch: Patches) -> None:
     @patch.replace(adapters, "delete_adapter")
-    def delete_adapter(original: Any, model: nn.Module, adapter_name: str, prefix: str, layer_cls: Any = LAYER) -> Any:
+    def delete_adapter(
+        original: Any, model: nn.Module, adapter_name: str, prefix: str, layer_cls: Any = LAYER
+    ) -> Any:
         return original(model, adapter_name, "lora_", layer_cls)
 
 
@@ -516,7 +617,10 @@ def peft_model_delete_keeps_the_config(patch: Patches) -> None:
         self.peft_config[adapter_name] = config
 
 
-@fake("PeftModel.delete_adapter passes over a name that no adapter has.", caught_by=["delete.peft-model-unknown:raises"])
+@fake(
+    "PeftModel.delete_adapter passes over a name that no adapter has.",
+    caught_by=["delete.peft-model-unknown:raises"],
+)
 def peft_model_delete_accepts_unknown_names(patch: Patches) -> None:
     @patch.replace(injection.BaseTuner, "delete_adapter")
     def delete_adapter(original: Any, self: Any, adapter_name: str) -> None:
@@ -524,7 +628,10 @@ def peft_model_delete_accepts_unknown_names(patch: Patches) -> None:
             original(self, adapter_name)
 
 
-@fake("Before it refuses an unknown name, PeftModel.delete_adapter has deleted the active adapter.", caught_by=["delete.peft-model-unknown:still-there"])
+@fake(
+    "Before it refuses an unknown name, PeftModel.delete_adapter has deleted the active adapter.",
+    caught_by=["delete.peft-model-unknown:still-there"],
+)
 def peft_model_delete_takes_the_active_one(patch: Patches) -> None:
     @patch.replace(injection.BaseTuner, "delete_adapter")
     def delete_adapter(original: Any, self: Any, adapter_name: str) -> None:
@@ -533,25 +640,36 @@ def peft_model_delete_takes_the_active_one(patch: Patches) -> None:
         original(self, adapter_name)
 
 
-# Casting -------------------------------------------------------------------------------------------------------
+# Casting -------------------------------------------------------------------------------------------
 
 
-@fake("cast_adapter_dtype does nothing.", caught_by=["cast.raises-half:adapter-float32", "get_peft_model.autocast:adapter-float32"])
+@fake(
+    "cast_adapter_dtype does nothing.",
+    caught_by=["cast.raises-half:adapter-float32", "get_peft_model.autocast:adapter-float32"],
+)
 def casts_nothing(patch: Patches) -> None:
     patch.replace(adapters, "cast_adapter_dtype")(lambda original, *args, **kwargs: None)
 
 
-@fake("cast_adapter_dtype ignores its switch.", caught_by=["cast.switched-off:same-tensors"], points=[{"dtype": "bfloat16"}])
+@fake(
+    "cast_adapter_dtype ignores its switch.",
+    caught_by=["cast.switched-off:same-tensors"],
+    points=[{"dtype": "bfloat16"}],
+)
 def casts_although_switched_off(patch: Patches) -> None:
     @patch.replace(adapters, "cast_adapter_dtype")
-    def cast_adapter_dtype(original: Any, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+    def cast_adapter_dtype(
+        original: Any, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True
+    ) -> None:
         original(model, adapter_name)
 
 
 @fake("cast_adapter_dtype casts every adapter.", caught_by=["cast.only-named:other"])
 def casts_every_adapter(patch: Patches) -> None:
     @patch.replace(adapters, "cast_adapter_dtype")
-    def cast_adapter_dtype(original: Any, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+    def cast_adapter_dtype(
+        original: Any, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True
+    ) -> None:
         for name in {n for held in layers_of(model) for n in held.all_adapters()}:
             original(model, name, autocast_adapter_dtype)
 
@@ -559,29 +677,46 @@ def casts_every_adapter(patch: Patches) -> None:
 @fake("cast_adapter_dtype casts the adapted base layers as well.", caught_by=["cast.raises-half:base-kept"])
 def casts_base_layers(patch: Patches) -> None:
     @patch.replace(adapters, "cast_adapter_dtype")
-    def cast_adapter_dtype(original: Any, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+    def cast_adapter_dtype(
+        original: Any, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True
+    ) -> None:
         original(model, adapter_name, autocast_adapter_dtype)
         if autocast_adapter_dtype:
             for held in layers_of(model):
                 held.get_base_layer().float()
 
 
-@fake("cast_adapter_dtype casts every floating point type, float64 and eight bits too.",
-      caught_by=["cast.leaves-others:same-dtype", "cast.only-half:still-eight-bit", "get_peft_model.autocast-float64:adapter-float64"],
-      points=[{"dtype": "float64"}])  # fmt: skip
+@fake(
+    "cast_adapter_dtype casts every floating point type, float64 and eight bits too.",
+    caught_by=[
+        "cast.leaves-others:same-dtype",
+        "cast.only-half:still-eight-bit",
+        "get_peft_model.autocast-float64:adapter-float64",
+    ],
+    points=[{"dtype": "float64"}],
+    like="peft 0.21.2, for eight-bit floats",
+)
 def casts_every_type(patch: Patches) -> None:
     @patch.replace(adapters, "cast_adapter_dtype")
-    def cast_adapter_dtype(original: Any, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+    def cast_adapter_dtype(
+        original: Any, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True
+    ) -> None:
         if autocast_adapter_dtype:
             for held in layers_of(model):
                 for parameter in held.adapter_parameters(adapter_name):
                     parameter.data = parameter.data.float()
 
 
-@fake("cast_adapter_dtype knows float16 only.", caught_by=["cast.raises-half:adapter-float32"], points=[{"dtype": "bfloat16"}])
+@fake(
+    "cast_adapter_dtype knows float16 only.",
+    caught_by=["cast.raises-half:adapter-float32"],
+    points=[{"dtype": "bfloat16"}],
+)
 def casts_float16_only(patch: Patches) -> None:
     @patch.replace(adapters, "cast_adapter_dtype")
-    def cast_adapter_dtype(original: Any, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+    def cast_adapter_dtype(
+        original: Any, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True
+    ) -> None:
         if autocast_adapter_dtype:
             for held in layers_of(model):
                 for parameter in held.adapter_parameters(adapter_name):
@@ -592,7 +727,9 @@ def casts_float16_only(patch: Patches) -> None:
 @fake("The cast parameters are new and frozen.", caught_by=["cast.raises-half:still-trains"])
 def cast_freezes(patch: Patches) -> None:
     @patch.replace(adapters, "cast_adapter_dtype")
-    def cast_adapter_dtype(original: Any, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+    def cast_adapter_dtype(
+        original: Any, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True
+    ) -> None:
         original(model, adapter_name, autocast_adapter_dtype)
         for held in layers_of(model):
             held.set_requires_grad(adapter_name, False)
@@ -601,14 +738,23 @@ def cast_freezes(patch: Patches) -> None:
 @fake("The cast gives fresh memory, the values are lost.", caught_by=["cast.raises-half:not-zero"])
 def cast_loses_values(patch: Patches) -> None:
     @patch.replace(adapters, "cast_adapter_dtype")
-    def cast_adapter_dtype(original: Any, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+    def cast_adapter_dtype(
+        original: Any, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True
+    ) -> None:
         if autocast_adapter_dtype:
             for held in layers_of(model):
                 for parameter in held.adapter_parameters(adapter_name):
                     parameter.data = torch.zeros_like(parameter, dtype=torch.float32)
 
 
-@fake("cast_adapter_dtype, set_adapter and set_requires_grad return the model.", caught_by=["cast.returns-none:returns-none", "set_requires_grad.default:returns-none", "set_adapter.returns-none:returns-none"])
+@fake(
+    "cast_adapter_dtype, set_adapter and set_requires_grad return the model.",
+    caught_by=[
+        "cast.returns-none:returns-none",
+        "set_requires_grad.default:returns-none",
+        "set_adapter.returns-none:returns-none",
+    ],
+)
 def verbs_return_the_model(patch: Patches) -> None:
     for name in ("cast_adapter_dtype", "set_adapter", "set_requires_grad"):
 

@@ -3,4 +3,15 @@
 from . import activating, broad, computing, injecting, saving, state_dicts, unloading, wrapping
 from .fake import FAKES, Fake
 
-__all__ = ["FAKES", "Fake", "activating", "broad", "computing", "injecting", "saving", "state_dicts", "unloading", "wrapping"]
+__all__ = [
+    "FAKES",
+    "Fake",
+    "activating",
+    "broad",
+    "computing",
+    "injecting",
+    "saving",
+    "state_dicts",
+    "unloading",
+    "wrapping",
+]

@@ -24,7 +24,17 @@ def scaled_by(patch: Patches, scaling: Any) -> None:
         return contents | {"scaling": scaling(config, contents["r"], contents["lora_alpha"])}
 
 
-@fake("The adapter is scaled by alpha, not by alpha / r.", caught_by=["inject.scaling:output", "inject.example:linear-adapted", "law.forward:as-formula", "lora_config.scaling-value:scalings"], points=[{"r": 2, "alpha": 3}])
+@fake(
+    "The adapter is scaled by alpha, not by alpha / r.",
+    caught_by=[
+        "inject.scaling:output",
+        "inject.example:linear-adapted",
+        "law.forward:as-formula",
+        "lora_config.scaling-value:scalings",
+        "cast.output:output",
+    ],
+    points=[{"r": 2, "alpha": 3}],
+)
 def scales_by_alpha(patch: Patches) -> None:
     scaled_by(patch, lambda config, r, alpha: float(alpha))
 
@@ -34,32 +44,63 @@ def scales_by_one_over_r(patch: Patches) -> None:
     scaled_by(patch, lambda config, r, alpha: 1 / r)
 
 
-@fake("The adapter is not scaled at all.", caught_by=["inject.scaling:output", "peft_model.forward-adds-delta:formula"], points=[{"r": 2, "alpha": 3}])
+@fake(
+    "The adapter is not scaled at all.",
+    caught_by=["inject.scaling:output", "peft_model.forward-adds-delta:formula"],
+    points=[{"r": 2, "alpha": 3}],
+)
 def scales_by_nothing(patch: Patches) -> None:
     scaled_by(patch, lambda config, r, alpha: 1.0)
 
 
-@fake("use_rslora is ignored.", caught_by=["inject.scaling:output", "lora_config.pattern-scaling:both-scaling"], points=[{"r": 2, "rslora": True}])
+@fake(
+    "use_rslora is ignored.",
+    caught_by=["inject.scaling:output", "lora_config.pattern-scaling:both-scaling"],
+    points=[{"r": 2, "rslora": True}],
+)
 def ignores_rslora(patch: Patches) -> None:
     scaled_by(patch, lambda config, r, alpha: alpha / r)
 
 
-@fake("The adapter is always scaled by alpha / √r.", caught_by=["inject.scaling:output"], points=[{"r": 2, "rslora": False}])
+@fake(
+    "The adapter is always scaled by alpha / √r.",
+    caught_by=["inject.scaling:output"],
+    points=[{"r": 2, "rslora": False}],
+)
 def always_rslora(patch: Patches) -> None:
     scaled_by(patch, lambda config, r, alpha: alpha / r**0.5)
 
 
-@fake("The scaling follows the config's rank, not the rank of rank_pattern.", caught_by=["inject.patterns-scaling:rank-only", "lora_config.pattern-scaling:rank-scaling"])
+@fake(
+    "The scaling follows the config's rank, not the rank of rank_pattern.",
+    caught_by=["inject.patterns-scaling:rank-only", "lora_config.pattern-scaling:rank-scaling"],
+)
 def scaling_ignores_rank_pattern(patch: Patches) -> None:
     scaled_by(patch, lambda config, r, alpha: alpha / (config.r**0.5 if config.use_rslora else config.r))
 
 
-@fake("rank_pattern is ignored.", caught_by=["inject.patterns:by-rank", "inject.patterns:rank-shape", "inject.patterns-scaling:rank-only", "lora_config.pattern-suffix:shapes", "lora_config.pattern-regex:rank"])
+@fake(
+    "rank_pattern is ignored.",
+    caught_by=[
+        "inject.patterns:by-rank",
+        "inject.patterns:rank-shape",
+        "inject.patterns-scaling:rank-only",
+        "lora_config.pattern-suffix:shapes",
+        "lora_config.pattern-regex:rank",
+    ],
+)
 def ignores_rank_pattern(patch: Patches) -> None:
     _without(patch, "rank_pattern")
 
 
-@fake("alpha_pattern is ignored.", caught_by=["inject.patterns-scaling:alpha-only", "lora_config.pattern-scaling:alpha-scaling", "lora_config.pattern-regex:alpha"])
+@fake(
+    "alpha_pattern is ignored.",
+    caught_by=[
+        "inject.patterns-scaling:alpha-only",
+        "lora_config.pattern-scaling:alpha-scaling",
+        "lora_config.pattern-regex:alpha",
+    ],
+)
 def ignores_alpha_pattern(patch: Patches) -> None:
     _without(patch, "alpha_pattern")
 
@@ -72,24 +113,50 @@ def _without(patch: Patches, field: str) -> None:
         return original(self, config, name)
 
 
-@fake("The first entry of a pattern holds for every layer.", caught_by=["inject.patterns:unnamed-rank", "inject.patterns-scaling:neither", "lora_config.pattern-suffix:not-matched", "lora_config.pattern-regex:neither", "lora_config.pattern-dotted:neither"])
+@fake(
+    "The first entry of a pattern holds for every layer.",
+    caught_by=[
+        "inject.patterns:unnamed-rank",
+        "inject.patterns-scaling:neither",
+        "lora_config.pattern-suffix:not-matched",
+        "lora_config.pattern-regex:neither",
+        "lora_config.pattern-dotted:neither",
+    ],
+)
 def patterns_match_everything(patch: Patches) -> None:
     @patch.replace(matching, "pattern_value")
     def pattern_value(original: Any, patterns: Any, name: str, default: Any) -> Any:
         return next(iter((patterns or {}).values()), default)
 
 
-@fake("Every layer gets twice the rank that the config says.", caught_by=["inject.example:a-shape", "get_peft_model.documented-example:rank", "lora_config.scaling:rank", "lora_config.scaling-value:ranks", "lora_config.rank-large:rank", "load.scalings:ranks", "peft_model.forward-adds-delta:scaling"])
+@fake(
+    "Every layer gets twice the rank that the config says.",
+    caught_by=[
+        "inject.example:a-shape",
+        "get_peft_model.documented-example:rank",
+        "lora_config.scaling:rank",
+        "lora_config.scaling-value:ranks",
+        "lora_config.rank-large:rank",
+        "load.scalings:ranks",
+        "peft_model.forward-adds-delta:scaling",
+    ],
+)
 def doubles_the_rank(patch: Patches) -> None:
     @patch.replace(LORA, "create")
     def create(original: Any, self: Any, config: Any, name: str) -> dict[str, Any]:
         config = copy.copy(config)
-        config.r, config.rank_pattern = 2 * config.r, {k: 2 * v for k, v in (config.rank_pattern or {}).items()}
+        config.r, config.rank_pattern = (
+            2 * config.r,
+            {k: 2 * v for k, v in (config.rank_pattern or {}).items()},
+        )
         config.lora_alpha = 2 * config.lora_alpha
         return original(self, config, name)
 
 
-@fake("Every layer has rank 8 and alpha 8, the defaults.", caught_by=["inject.example:linear-adapted", "load.config-argument:scaling"])
+@fake(
+    "Every layer has rank 8 and alpha 8, the defaults.",
+    caught_by=["inject.example:linear-adapted", "load.config-argument:scaling"],
+)
 def uses_default_rank_and_alpha(patch: Patches) -> None:
     @patch.replace(LORA, "create")
     def create(original: Any, self: Any, config: Any, name: str) -> dict[str, Any]:
@@ -106,11 +173,18 @@ def contributes(patch: Patches, change: Any) -> None:
         return y + change(self, adapter, x, original(self, adapter, x, torch.zeros_like(y)))
 
 
-# Initial values ------------------------------------------------------------------------------------------------
+# Initial values ------------------------------------------------------------------------------------
 
 
-@fake("B starts with random values, so that the adapted model differs from the base model at once.",
-      caught_by=["get_peft_model.identity-at-init:same-output", "inject.keeps-transformers:starts-as-base", "lora_config.init-default:zero-factor", "law.identity-at-init:as-base"])  # fmt: skip
+@fake(
+    "B starts with random values, so that the adapted model differs from the base model at once.",
+    caught_by=[
+        "get_peft_model.identity-at-init:same-output",
+        "inject.keeps-transformers:starts-as-base",
+        "lora_config.init-default:zero-factor",
+        "law.identity-at-init:as-base",
+    ],
+)
 def starts_with_noise(patch: Patches) -> None:
     @patch.replace(LORA, "create")
     def create(original: Any, self: Any, config: Any, name: str) -> dict[str, Any]:
@@ -119,7 +193,10 @@ def starts_with_noise(patch: Patches) -> None:
         return original(self, config, name)
 
 
-@fake("A starts at zero like B, so that no gradient ever reaches either.", caught_by=["lora_config.init-default:random-factor", "lora_config.init-false:both-random"])
+@fake(
+    "A starts at zero like B, so that no gradient ever reaches either.",
+    caught_by=["lora_config.init-default:random-factor", "lora_config.init-false:both-random"],
+)
 def starts_dead(patch: Patches) -> None:
     @patch.replace(LORA, "create")
     def create(original: Any, self: Any, config: Any, name: str) -> dict[str, Any]:
@@ -132,12 +209,17 @@ def starts_dead(patch: Patches) -> None:
         return contents
 
 
-@fake("init_lora_weights=False starts as the identity.", caught_by=["lora_config.init-false:both-random", "lora_config.init-false:no-identity"])
+@fake(
+    "init_lora_weights=False starts as the identity.",
+    caught_by=["lora_config.init-false:both-random", "lora_config.init-false:no-identity"],
+)
 def ignores_init_false(patch: Patches) -> None:
     _init(patch, False, True)
 
 
-@fake("init_lora_weights='gaussian' is ignored.", caught_by=["lora_config.*:*"], points=[{"init": "gaussian"}])
+@fake(
+    "init_lora_weights='gaussian' is ignored.", caught_by=["lora_config.*:*"], points=[{"init": "gaussian"}]
+)
 def ignores_gaussian(patch: Patches) -> None:
     _init(patch, "gaussian", True)
 
@@ -151,7 +233,10 @@ def _init(patch: Patches, said: Any, taken: Any) -> None:
         return original(self, config, name)
 
 
-@fake("The adapter is initialised from a generator that nobody can seed.", caught_by=["law.deterministic:same-values"])
+@fake(
+    "The adapter is initialised from a generator that nobody can seed.",
+    caught_by=["law.deterministic:same-values"],
+)
 def initialises_from_its_own_generator(patch: Patches) -> None:
     generator = torch.Generator().manual_seed(1)
 
@@ -175,12 +260,16 @@ def starts_uninitialised(patch: Patches) -> None:
         return contents
 
 
-@fake("Only the adapter called default takes its rank from the config.", caught_by=["law.keys:any-name-shapes"])
+@fake(
+    "Only the adapter called default takes its rank from the config.", caught_by=["law.keys:any-name-shapes"]
+)
 def other_adapters_have_the_default_rank(patch: Patches) -> None:
     from peft_reference import injection
 
     @patch.replace(injection.Injection, "__init__")
-    def __init__(original: Any, self: Any, model: Any, tuner_cls: Any, config: Any, adapter_name: str, *args: Any) -> None:
+    def __init__(
+        original: Any, self: Any, model: Any, tuner_cls: Any, config: Any, adapter_name: str, *args: Any
+    ) -> None:
         said = config.r
         config.r = said if adapter_name == "default" else 8
         try:
@@ -189,16 +278,27 @@ def other_adapters_have_the_default_rank(patch: Patches) -> None:
             config.r = said
 
 
-# What a layer computes -----------------------------------------------------------------------------------------
+# What a layer computes -----------------------------------------------------------------------------
 
 
-@fake("Adapters have no effect on the output.",
-      caught_by=["peft_model.forward-adds-delta:formula", "peft_model.forward-adds-delta:acts", "inject.scaling:output", "peft_model.forward-keywords:adapter-acts", "law.forward:not-base", "lora_config.init-false:no-identity"])  # fmt: skip
+@fake(
+    "Adapters have no effect on the output.",
+    caught_by=[
+        "peft_model.forward-adds-delta:formula",
+        "peft_model.forward-adds-delta:acts",
+        "inject.scaling:output",
+        "peft_model.forward-keywords:adapter-acts",
+        "law.forward:not-base",
+        "lora_config.init-false:no-identity",
+    ],
+)
 def adapters_do_not_act(patch: Patches) -> None:
     contributes(patch, lambda self, adapter, x, added: added * 0)
 
 
-@fake("The adapter is subtracted.", caught_by=["peft_model.forward-adds-delta:formula", "inject.scaling:output"])
+@fake(
+    "The adapter is subtracted.", caught_by=["peft_model.forward-adds-delta:formula", "inject.scaling:output"]
+)
 def subtracts_the_adapter(patch: Patches) -> None:
     contributes(patch, lambda self, adapter, x, added: -added)
 
@@ -208,24 +308,40 @@ def adds_twice(patch: Patches) -> None:
     contributes(patch, lambda self, adapter, x, added: 2 * added)
 
 
-@fake("The adapter replaces the base layer's output instead of being added to it.",
-      caught_by=["peft_model.forward-adds-delta:formula", "get_peft_model.identity-at-init:same-output"])  # fmt: skip
+@fake(
+    "The adapter replaces the base layer's output instead of being added to it.",
+    caught_by=["peft_model.forward-adds-delta:formula", "get_peft_model.identity-at-init:same-output"],
+)
 def replaces_the_base_output(patch: Patches) -> None:
     @patch.replace(layer.BaseTunerLayer, "forward")
     def forward(original: Any, self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         y = original(self, x, *args, **kwargs)
-        return y - self.base_layer(x) if self._active_adapter and not self._disable_adapters and not self.merged else y
+        return (
+            y - self.base_layer(x)
+            if self._active_adapter and not self._disable_adapters and not self.merged
+            else y
+        )
 
 
-@fake("The output of every adapted layer is scaled by 1.1.", caught_by=["get_peft_model.identity-at-init:same-output"])
+@fake(
+    "The output of every adapted layer is scaled by 1.1.",
+    caught_by=["get_peft_model.identity-at-init:same-output"],
+)
 def scales_every_output(patch: Patches) -> None:
     @patch.replace(layer.BaseTunerLayer, "forward")
     def forward(original: Any, self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         return original(self, x, *args, **kwargs) * 1.1
 
 
-@fake("The output has the adapter's type, not the base model's.",
-      caught_by=["get_peft_model.identity-at-init:same-type", "get_peft_model.autocast:output-dtype", "cast.output:output-dtype"], points=[{"dtype": "float16"}])  # fmt: skip
+@fake(
+    "The output has the adapter's type, not the base model's.",
+    caught_by=[
+        "get_peft_model.identity-at-init:same-type",
+        "get_peft_model.autocast:output-dtype",
+        "cast.output:output-dtype",
+    ],
+    points=[{"dtype": "float16"}],
+)
 def outputs_the_adapters_type(patch: Patches) -> None:
     @patch.replace(layer.BaseTunerLayer, "forward")
     def forward(original: Any, self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -234,8 +350,11 @@ def outputs_the_adapters_type(patch: Patches) -> None:
         return y.to(kinds[0]) if kinds else y
 
 
-@fake("The output of an adapted layer is always float32.", caught_by=["law.identity-at-init:output-type", "law.forward:output-type", "law.merge:output-type"],
-      points=[{"dtype": "float16"}, {"dtype": "float64"}])  # fmt: skip
+@fake(
+    "The output of an adapted layer is always float32.",
+    caught_by=["law.identity-at-init:output-type", "law.forward:output-type"],
+    points=[{"dtype": "float16"}, {"dtype": "float64"}],
+)
 def outputs_float32(patch: Patches) -> None:
     @patch.replace(layer.BaseTunerLayer, "forward")
     def forward(original: Any, self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -249,7 +368,10 @@ def adds_a_dimension(patch: Patches) -> None:
         return original(self, x, *args, **kwargs).unsqueeze(0)
 
 
-@fake("The output is detached, so that nothing can be trained through the adapted layer.", caught_by=["law.gradients:adapter"])
+@fake(
+    "The output is detached, so that nothing can be trained through the adapted layer.",
+    caught_by=["law.gradients:adapter"],
+)
 def keeps_gradients_away(patch: Patches) -> None:
     def detached(self: Any, adapter: str, x: Any, added: Any) -> Any:
         zero = sum((p.sum() * 0 for p in self.adapter_parameters(adapter)), torch.zeros(()))
@@ -258,7 +380,10 @@ def keeps_gradients_away(patch: Patches) -> None:
     contributes(patch, detached)
 
 
-@fake("B is frozen, only A is trained.", caught_by=["get_peft_model.trains-adapter-only:adapter-trains", "law.tensors:trainable"])
+@fake(
+    "B is frozen, only A is trained.",
+    caught_by=["get_peft_model.trains-adapter-only:adapter-trains", "law.tensors:trainable"],
+)
 def trains_a_only(patch: Patches) -> None:
     @patch.replace(layer.BaseTunerLayer, "set_requires_grad")
     def set_requires_grad(original: Any, self: Any, adapter_names: Any, requires_grad: bool = True) -> None:
@@ -268,8 +393,14 @@ def trains_a_only(patch: Patches) -> None:
                 parameter.requires_grad_(False)
 
 
-@fake("A is detached in the forward pass, only B gets a gradient.",
-      caught_by=["get_peft_model.trains-adapter-only:adapter-has-grad", "peft_model.active-together:default-grad", "law.gradients:adapter"])  # fmt: skip
+@fake(
+    "A is detached in the forward pass, only B gets a gradient.",
+    caught_by=[
+        "get_peft_model.trains-adapter-only:adapter-has-grad",
+        "peft_model.active-together:default-grad",
+        "law.gradients:adapter",
+    ],
+)
 def trains_b_only(patch: Patches) -> None:
     @patch.replace(LORA, "adapt")
     def adapt(original: Any, self: Any, adapter: str, x: Any, y: Any) -> Any:
@@ -290,7 +421,9 @@ def first_active_adapter_acts(patch: Patches) -> None:
 
 @fake("Several active adapters are averaged.", caught_by=["peft_model.active-together:sum"])
 def averages_active_adapters(patch: Patches) -> None:
-    contributes(patch, lambda self, adapter, x, added: added / sum(map(self.has_adapter, self._active_adapter)))
+    contributes(
+        patch, lambda self, adapter, x, added: added / sum(map(self.has_adapter, self._active_adapter))
+    )
 
 
 def _acting(patch: Patches, choose: Any) -> None:
@@ -339,10 +472,13 @@ def dropout_on_the_base_path(patch: Patches) -> None:
         return original(self, x, *args, **kwargs)
 
 
-# Layouts -------------------------------------------------------------------------------------------------------
+# Layouts -------------------------------------------------------------------------------------------
 
 
-@fake("A square layer is merged with the transposed delta.", caught_by=["peft_model.merge-and-unload-transformers:output"])
+@fake(
+    "A square layer is merged with the transposed delta.",
+    caught_by=["peft_model.merge-and-unload-transformers:output"],
+)
 def transposes_square_deltas(patch: Patches) -> None:
     @patch.replace(LORA, "delta")
     def delta(original: Any, self: Any, adapter: str) -> torch.Tensor:
@@ -350,7 +486,10 @@ def transposes_square_deltas(patch: Patches) -> None:
         return found.transpose(0, 1) if found.dim() == 2 and found.shape[0] == found.shape[1] else found
 
 
-@fake("A square layer is adapted with the transposed delta, in the forward pass and in merging.", caught_by=["law.forward:as-formula"])
+@fake(
+    "A square layer is adapted with the transposed delta, in the forward pass and in merging.",
+    caught_by=["law.forward:as-formula"],
+)
 def transposes_square_layers(patch: Patches) -> None:
     transposes_square_deltas.install(patch)
 
@@ -361,7 +500,15 @@ def transposes_square_layers(patch: Patches) -> None:
         return original(self, adapter, x, y)
 
 
-@fake("A layer that stores its weight transposed is merged as if it did not, where the shape allows.", caught_by=["law.merge:as-formula", "lora_config.fan-in-fan-out:merged", "peft_model.merge-and-unload-transformers:output"], points=[{"layer": "one-conv1d-transposed", "model": "one-conv1d-transposed"}, {"model": "tiny-gpt2"}])
+@fake(
+    "A layer that stores its weight transposed is merged as if it did not, where the shape allows.",
+    caught_by=[
+        "law.merge:as-formula",
+        "lora_config.fan-in-fan-out:merged",
+        "peft_model.merge-and-unload-transformers:output",
+    ],
+    points=[{"layer": "one-conv1d-transposed", "model": "one-conv1d-transposed"}, {"model": "tiny-gpt2"}],
+)
 def forgets_conv1d_is_transposed(patch: Patches) -> None:
     @patch.replace(layer.BaseTunerLayer, "merged_base")
     def merged_base(original: Any, self: Any, adapters: list[str], safe_merge: bool) -> Any:
@@ -372,7 +519,11 @@ def forgets_conv1d_is_transposed(patch: Patches) -> None:
         return weight, bias
 
 
-@fake("Conv adapters forget stride and padding in the forward pass.", caught_by=["law.forward:as-formula", "peft_model.forward-adds-delta:formula"], points=[{"model": "one-conv1d", "layer": "one-conv1d"}, {"model": "one-conv2d", "layer": "one-conv2d"}])
+@fake(
+    "Conv adapters forget stride and padding in the forward pass.",
+    caught_by=["law.forward:as-formula", "peft_model.forward-adds-delta:formula"],
+    points=[{"model": "one-conv1d", "layer": "one-conv1d"}, {"model": "one-conv2d", "layer": "one-conv2d"}],
+)
 def convolutions_forget_padding(patch: Patches) -> None:
     def shifted(self: Any, adapter: str, x: Any, added: Any) -> Any:
         return torch.roll(added, 1, dims=-1) if issubclass(self.op, operators.Conv1d) else added
@@ -380,7 +531,11 @@ def convolutions_forget_padding(patch: Patches) -> None:
     contributes(patch, shifted)
 
 
-@fake("Embedding adapters act on half of the vocabulary.", caught_by=["law.forward:as-formula"], points=[{"model": "one-embedding", "layer": "one-embedding"}])
+@fake(
+    "Embedding adapters act on half of the vocabulary.",
+    caught_by=["law.forward:as-formula"],
+    points=[{"model": "one-embedding", "layer": "one-embedding"}],
+)
 def embeddings_adapt_half(patch: Patches) -> None:
     def half(self: Any, adapter: str, x: Any, added: Any) -> Any:
         return added * (x < self.in_features // 2).unsqueeze(-1) if self.op is operators.Embedding else added

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
+import pkgutil
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import peft_reference
+
 FAKES: dict[str, Fake] = {}
+
+for _module in pkgutil.walk_packages(peft_reference.__path__, "peft_reference."):
+    importlib.import_module(
+        _module.name
+    )  # all of it, so that none is imported first while a fake is installed
 
 
 @dataclass(frozen=True)
@@ -23,12 +32,9 @@ class Fake:
     caught_by: tuple[str, ...]  # `clause:check` patterns (fnmatch); one match of each has to fail
     install: Callable[[Patches], None]
     like: str | None = None  # the release or library that has, or had, this fault
-    points: tuple[dict[str, Any], ...] = ({},)  # axis values to prefer to the first ones, one run of a clause each
-
-    @property
-    def topics(self) -> frozenset[str]:
-        """What clause ids begin with: the fake runs on the clauses of the topics where it has to be caught."""
-        return frozenset(pattern.partition(":")[0].partition(".")[0] for pattern in self.caught_by)
+    points: tuple[dict[str, Any], ...] = (
+        {},
+    )  # axis values to prefer to the first ones, one run of a clause each
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -72,7 +78,7 @@ class Patches:
             self._undo.pop()()
 
     def set(self, owner: Any, name: str, value: Any) -> None:
-        """Bind `owner.name` to `value`; a function of the reference is bound wherever it has been imported."""
+        """Bind `owner.name` to `value`; a function of the reference wherever it has been imported."""
         if name == "__class__":
             self._undo.append(functools.partial(setattr, owner, name, type(owner)))
             setattr(owner, name, value)
@@ -81,18 +87,22 @@ class Patches:
         for place in _importers(old) if isinstance(owner, types.ModuleType) and callable(old) else [owner]:
             for bound in [key for key, held in vars(place).items() if held is old] or [name]:
                 put_back = functools.partial(setattr, place, bound, old)
-                self._undo.append(put_back if bound in vars(place) else functools.partial(delattr, place, bound))
+                self._undo.append(
+                    put_back if bound in vars(place) else functools.partial(delattr, place, bound)
+                )
                 setattr(place, bound, value)
 
     def item(self, mapping: dict[Any, Any], key: Any, value: Any) -> None:
         """Set an entry of a table."""
         self._undo.append(
-            functools.partial(mapping.__setitem__, key, mapping[key]) if key in mapping else functools.partial(mapping.pop, key)
+            functools.partial(mapping.__setitem__, key, mapping[key])
+            if key in mapping
+            else functools.partial(mapping.pop, key)
         )
         mapping[key] = value
 
     def replace(self, owner: Any, name: str) -> Callable[[Callable[..., Any]], None]:
-        """Replace a function, method, class method or property; the new one gets the original as its first argument.
+        """Replace a function, method, class method or property; the new one gets the original first.
 
         The signature that callers see stays, so that only the fault shows.
         """

@@ -1,7 +1,7 @@
 """The suite, run in this process on the reference or on a fake of it; verdicts by `clause:check`.
 
-One case of each clause is run, the first of its matrix, or the first that fits the fake's `points`. What a run found is kept
-in a folder that the test processes share, so that each fake is run once, whoever asks first.
+One case of each clause is run, the first of its matrix or the first that fits the fake's `points`. What a run
+found is kept in a folder that the test processes share, so that each fake is run once, whoever asks first.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class Result:
     """What a run found."""
 
     verdicts: dict[str, list[str]]  # clause:check -> the verdicts of the cases that were run
-    told: dict[str, str] = field(default_factory=dict)  # clause:check -> what was seen instead, of all that is not a pass
+    told: dict[str, str] = field(
+        default_factory=dict
+    )  # clause:check -> what was seen instead, of all that is not a pass
     ours: tuple[str, ...] = ()  # cases that ended in a mistake of the driver or the judge
 
     def failed(self) -> list[str]:
@@ -43,7 +45,11 @@ class Result:
 
     def noticed(self, pattern: str) -> list[str]:
         """The checks that match and that some case failed, or warned of where they are a SHOULD."""
-        return [id for id, found in self.verdicts.items() if {"fail", "warn"} & {*found} and fnmatchcase(id, pattern)]
+        return [
+            id
+            for id, found in self.verdicts.items()
+            if {"fail", "warn"} & {*found} and fnmatchcase(id, pattern)
+        ]
 
 
 @cache
@@ -63,7 +69,7 @@ def reference() -> Implementation:
 
 @cache
 def cases() -> dict[str, list[Case]]:
-    """Every case by its clause, in the order of the matrix; those for a device that may be absent left out."""
+    """Every case by its clause, in the order of the matrix, but those for a device that may be absent."""
     implementation = reference()
     every = expand(
         suite(), api_level=implementation.api_level, offers=implementation.offers, lacks=implementation.lacks
@@ -75,20 +81,35 @@ def cases() -> dict[str, list[Case]]:
     return by_clause
 
 
-def selected(points: Iterable[Mapping[str, Any]] = ({},), topics: Collection[str] = ("*",)) -> list[Case]:
-    """For each clause of the topics (`*`: any) and each point, the first case that has the point's values.
+def selected(
+    points: Iterable[Mapping[str, Any]] = ({},), caught_by: Collection[str] = ("*:*",)
+) -> list[Case]:
+    """For each clause that `caught_by` concerns and each point, the first case that has the point's values.
 
-    An axis that the clause does not have, or a value that it does not take, is passed over.
+    A pattern concerns all clauses of its topic, which is what ids begin with; without a topic, as in
+    `*:raises`, the clauses that have such a check. An axis that a clause does not have, or a value that it
+    does not take, is passed over.
     """
     chosen: dict[str, Case] = {}
     for clause, of_clause in cases().items():
-        if not any(fnmatchcase(clause.partition(".")[0], topic) for topic in topics):
+        if not any(_concerns(pattern, clause, of_clause[0]) for pattern in caught_by):
             continue
         for point in points:
-            fitting = (c for c in of_clause if all(repr(c.axes[a]) == repr(v) for a, v in point.items() if a in c.axes))
+            fitting = (
+                c
+                for c in of_clause
+                if all(repr(c.axes[a]) == repr(v) for a, v in point.items() if a in c.axes)
+            )
             case = next(fitting, of_clause[0])
             chosen[case.id] = case
     return list(chosen.values())
+
+
+def _concerns(pattern: str, clause: str, case: Case) -> bool:
+    topic = pattern.partition(":")[0].partition(".")[0]
+    if "*" not in topic:
+        return clause.partition(".")[0] == topic
+    return any(fnmatchcase(f"{clause}:{check.id}", pattern) for check in case.checks)
 
 
 def demanded() -> list[str]:
@@ -116,7 +137,11 @@ def _judged(chosen: Iterable[Case]) -> Result:
     ours: list[str] = []
     for case in chosen:
         observation = implementation.execute(case.program)
-        ours += [f"{case.id}: {s['error']['message']}" for s in observation["steps"] if (s["error"] or {}).get("origin") == "driver"]
+        ours += [
+            f"{case.id}: {s['error']['message']}"
+            for s in observation["steps"]
+            if (s["error"] or {}).get("origin") == "driver"
+        ]
         for verdict in judge(case, observation, suite(), snapshots=_stored(case)):
             id = f"{case.clause.id}:{verdict.check}"
             verdicts.setdefault(id, []).append(verdict.verdict)
@@ -138,12 +163,12 @@ def _stored(case: Case) -> dict[str, str]:
 
 
 def shared(fake: Fake, folder: Path) -> Result:
-    """The fake's result, from the folder if there is one; else it is run here, or waited for if another process runs it."""
+    """The fake's result from the folder; if it is not there, the fake is run, here or by who came first."""
     file, claim = folder / f"{fake.name}.json", folder / f"{fake.name}.claim"
     started = time.monotonic()
     while not file.exists():
         if claimed(claim):
-            result = perform(fake, selected(fake.points, fake.topics))
+            result = perform(fake, selected(fake.points, fake.caught_by))
             part = file.with_suffix(f".{os.getpid()}")
             part.write_text(json.dumps(vars(result)), encoding="utf-8")
             part.replace(file)

@@ -16,10 +16,22 @@ from torch import nn
 
 from .fake import Patches, fake
 
-# Freezing ------------------------------------------------------------------------------------------------------
+# Freezing ------------------------------------------------------------------------------------------
 
 
-@fake("The base model stays trainable.", caught_by=["inject.freezes:base-frozen", "get_peft_model.in-place:base-frozen", "law.tensors:base", "law.gradients:base", "load.frozen:nothing-trains", "inject_sd.keys-decide:base-frozen", "peft_model.active-together:base-grad", "lora_config.bias-trains:weights-frozen"])
+@fake(
+    "The base model stays trainable.",
+    caught_by=[
+        "inject.freezes:base-frozen",
+        "get_peft_model.in-place:base-frozen",
+        "law.tensors:base",
+        "law.gradients:base",
+        "load.frozen:nothing-trains",
+        "inject_sd.keys-decide:base-frozen",
+        "peft_model.active-together:base-grad",
+        "lora_config.bias-trains:weights-frozen",
+    ],
+)
 def forgets_to_freeze(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
     def apply(original: Any, self: Any) -> Any:
@@ -42,7 +54,10 @@ def freezes_targets_only(patch: Patches) -> None:
         flags = [(p, p.requires_grad) for p in model.parameters()]
         done = original(self)
         targeted = {
-            id(p) for m in model.modules() if isinstance(m, layer.BaseTunerLayer) for p in m.get_base_layer().parameters()
+            id(p)
+            for m in model.modules()
+            if isinstance(m, layer.BaseTunerLayer)
+            for p in m.get_base_layer().parameters()
         }
         for parameter, flag in flags:
             if id(parameter) not in targeted:
@@ -67,7 +82,15 @@ def trains_biases_anyway(patch: Patches) -> None:
 
 @fake(
     "The new adapter is frozen together with the base model.",
-    caught_by=["inject.freezes:adapter-trains", "get_peft_model.in-place:adapter-trains", "law.tensors:trainable", "lora_config.bias-trains:adapter-trains", "low_memory.get-peft-model:adapter-trains", "inject_sd.keys-decide:one-layer"])
+    caught_by=[
+        "inject.freezes:adapter-trains",
+        "get_peft_model.in-place:adapter-trains",
+        "law.tensors:trainable",
+        "lora_config.bias-trains:adapter-trains",
+        "low_memory.get-peft-model:adapter-trains",
+        "inject_sd.keys-decide:one-layer",
+    ],
+)
 def freezes_the_adapter_too(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
     def apply(original: Any, self: Any) -> Any:
@@ -121,7 +144,7 @@ def second_injection_thaws_the_base(patch: Patches) -> None:
         return done
 
 
-# The model that was passed -------------------------------------------------------------------------------------
+# The model that was passed -------------------------------------------------------------------------
 
 
 @fake(
@@ -130,7 +153,9 @@ def second_injection_thaws_the_base(patch: Patches) -> None:
 )
 def adapts_a_copy(patch: Patches) -> None:
     @patch.replace(injection, "inject_adapter_in_model")
-    def inject_adapter_in_model(original: Any, peft_config: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def inject_adapter_in_model(
+        original: Any, peft_config: Any, model: nn.Module, *args: Any, **kwargs: Any
+    ) -> Any:
         return original(peft_config, copy.deepcopy(model), *args, **kwargs)
 
     @patch.replace(model, "get_peft_model")
@@ -199,8 +224,9 @@ def copies_the_models_config(patch: Patches) -> None:
 def adapts_by_patching(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
     def apply(original: Any, self: Any) -> Any:
+        layers = dict(self.layers)
         done = original(self)
-        for name, adapted in self.layers.items():
+        for name, adapted in layers.items():
             parent, _, key = name.rpartition(".")
             base = adapted.get_base_layer()
             own = type(base).forward.__get__(base)
@@ -216,12 +242,16 @@ def adapts_by_patching(patch: Patches) -> None:
         return y
 
 
-@fake("An adapter that was injected is inactive until it is set.", caught_by=["law.tensors:adapted", "inject.adapter-name:on-layer"])
+@fake(
+    "An adapter that was injected is inactive until it is set.",
+    caught_by=["law.tensors:adapted", "inject.adapter-name:on-layer"],
+)
 def injects_inactive_adapters(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
     def apply(original: Any, self: Any) -> Any:
+        layers = list(self.layers.values())
         done = original(self)
-        for held in self.layers.values():
+        for held in layers:
             held._active_adapter = []
         return done
 
@@ -241,7 +271,6 @@ def resets_instance_attributes(patch: Patches) -> None:
 @fake(
     "The model's forward method is replaced by one that reports calls.",
     caught_by=["inject.keeps-attributes:method"],
-    like="accelerate's hooks",
 )
 def patches_forward(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
@@ -257,7 +286,10 @@ def patches_forward(patch: Patches) -> None:
         return done
 
 
-@fake("The base weights are copied into new memory.", caught_by=["inject.in-place:base-kept", "get_peft_model.in-place:base-kept"])
+@fake(
+    "The base weights are copied into new memory.",
+    caught_by=["inject.in-place:base-kept", "get_peft_model.in-place:base-kept"],
+)
 def reallocates_the_base(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
     def apply(original: Any, self: Any) -> Any:
@@ -271,9 +303,8 @@ def reallocates_the_base(patch: Patches) -> None:
 
 
 @fake(
-    "Each target layer is built anew with the old weights, so that optimizers and ties lose their parameters.",
+    "Each target layer is built anew with the old weights, so that optimizers lose their parameters.",
     caught_by=["inject.in-place:base-kept", "get_peft_model.in-place:base-layer"],
-    like="peft before 0.6, whose Linear was the layer itself",
 )
 def rebuilds_the_base_layer(patch: Patches) -> None:
     @patch.replace(layer.BaseTunerLayer, "__init__")
@@ -291,7 +322,9 @@ def rebuilds_untargeted_layers(patch: Patches) -> None:
         model = self.model
         done = original(self)
         for name, child in list(model.named_children()):
-            if not any(isinstance(m, (layer.BaseTunerLayer, wrappers.ModulesToSaveWrapper)) for m in child.modules()):
+            if not any(
+                isinstance(m, (layer.BaseTunerLayer, wrappers.ModulesToSaveWrapper)) for m in child.modules()
+            ):
                 setattr(model, name, copy.deepcopy(child))
         return done
 
@@ -299,7 +332,9 @@ def rebuilds_untargeted_layers(patch: Patches) -> None:
 @fake(
     "New layers are in training mode whatever mode the model is in.",
     caught_by=["law.mode:same-mode"],
-    like="peft 0.21.2, whose wrapper and dropout start in training mode", points=[{"training": False}])
+    points=[{"training": False}],
+    like="peft 0.21.2",
+)
 def new_layers_in_train_mode(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
     def apply(original: Any, self: Any) -> Any:
@@ -311,7 +346,11 @@ def new_layers_in_train_mode(patch: Patches) -> None:
         return done
 
 
-@fake("The whole model is put into training mode.", caught_by=["inject.in-place:frame", "law.mode:same-mode"], points=[{"training": False}])
+@fake(
+    "The whole model is put into training mode.",
+    caught_by=["inject.in-place:frame", "law.mode:same-mode"],
+    points=[{"training": False}],
+)
 def switches_the_model_to_training(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
     def apply(original: Any, self: Any) -> Any:
@@ -321,12 +360,16 @@ def switches_the_model_to_training(patch: Patches) -> None:
         return done
 
 
-@fake("The base model is cast to the adapter's type, float32.", caught_by=["get_peft_model.autocast:base-kept"])
+@fake(
+    "The base model is cast to the adapter's type, float32.", caught_by=["get_peft_model.autocast:base-kept"]
+)
 def casts_the_base_too(patch: Patches) -> None:
     from peft_reference import adapters
 
     @patch.replace(adapters, "cast_adapter_dtype")
-    def cast_adapter_dtype(original: Any, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True) -> Any:
+    def cast_adapter_dtype(
+        original: Any, model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True
+    ) -> Any:
         original(model, adapter_name, autocast_adapter_dtype)
         if autocast_adapter_dtype:
             model.float()
@@ -337,7 +380,7 @@ def casts_the_base_too(patch: Patches) -> None:
         return y.to(x.dtype) if x.is_floating_point() else y
 
 
-# Which layers --------------------------------------------------------------------------------------------------
+# Which layers --------------------------------------------------------------------------------------
 
 
 @fake(
@@ -359,7 +402,15 @@ def adapts_every_known_layer(patch: Patches) -> None:
         return [name for name, module in modules.items() if name in meant or operator_of(module)]
 
 
-@fake("Only the first module that matches is adapted.", caught_by=["get_peft_model.targeted-names:full-names", "targets.suffix:adapted", "targets.several:adapted", "targets.all-linear:adapted"])
+@fake(
+    "Only the first module that matches is adapted.",
+    caught_by=[
+        "get_peft_model.targeted-names:full-names",
+        "targets.suffix:adapted",
+        "targets.several:adapted",
+        "targets.all-linear:adapted",
+    ],
+)
 def adapts_the_first_match_only(patch: Patches) -> None:
     @patch.replace(matching, "select_targets")
     def select_targets(original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -368,7 +419,13 @@ def adapts_the_first_match_only(patch: Patches) -> None:
 
 @fake(
     "A target matches any name that contains it.",
-    caught_by=["inject.no-target:raises", "get_peft_model.targets-not-found:raises*", "targets.regex-partial:raises"], points=[{"targets": "linea"}])
+    caught_by=[
+        "inject.no-target:raises",
+        "get_peft_model.targets-not-found:raises*",
+        "targets.regex-partial:raises",
+    ],
+    points=[{"targets": "linea"}],
+)
 def matches_substrings(patch: Patches) -> None:
     @patch.replace(matching, "names_module")
     def names_module(original: Any, entries: Any, name: str) -> bool:
@@ -389,7 +446,11 @@ def list_entries_are_regexes(patch: Patches) -> None:
         return original(entries, name) or any(re.fullmatch(rf"(.*\.)?{entry}", name) for entry in entries)
 
 
-@fake("Upper and lower case are the same in targets.", caught_by=["inject.no-target:raises"], points=[{"targets": "LINEAR"}])
+@fake(
+    "Upper and lower case are the same in targets.",
+    caught_by=["inject.no-target:raises"],
+    points=[{"targets": "LINEAR"}],
+)
 def matches_any_case(patch: Patches) -> None:
     @patch.replace(matching, "names_module")
     def names_module(original: Any, entries: Any, name: str) -> bool:
@@ -410,7 +471,16 @@ def suffix_without_dot(patch: Patches) -> None:
         return any(name.endswith(entry) for entry in entries)
 
 
-@fake("exclude_modules is ignored.", caught_by=["targets.exclude-list:adapted", "targets.exclude-list:others-plain", "targets.exclude-regex:adapted", "targets.exclude-everything:raises", "targets.exclude-all-linear:adapted"])
+@fake(
+    "exclude_modules is ignored.",
+    caught_by=[
+        "targets.exclude-list:adapted",
+        "targets.exclude-list:others-plain",
+        "targets.exclude-regex:adapted",
+        "targets.exclude-everything:raises",
+        "targets.exclude-all-linear:adapted",
+    ],
+)
 def ignores_exclude_modules(patch: Patches) -> None:
     @patch.replace(matching, "select_targets")
     def select_targets(original: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
@@ -419,7 +489,15 @@ def ignores_exclude_modules(patch: Patches) -> None:
         return original(config, *args, **kwargs)
 
 
-@fake("layers_to_transform is ignored.", caught_by=["targets.layers-list:adapted", "targets.layers-one:adapted", "targets.layers-zero:adapted", "targets.layers-none-left:raises"])
+@fake(
+    "layers_to_transform is ignored.",
+    caught_by=[
+        "targets.layers-list:adapted",
+        "targets.layers-one:adapted",
+        "targets.layers-zero:adapted",
+        "targets.layers-none-left:raises",
+    ],
+)
 def ignores_layers_to_transform(patch: Patches) -> None:
     @patch.replace(matching, "_in_layers")
     def _in_layers(original: Any, config: Any, name: str) -> bool:
@@ -435,21 +513,32 @@ def ignores_layers_pattern(patch: Patches) -> None:
         return original(config, name)
 
 
-@fake("`all-linear` adapts the output head too.", caught_by=["targets.all-linear-llama:adapted", "targets.all-linear-llama:others-plain"])
+@fake(
+    "`all-linear` adapts the output head too.",
+    caught_by=["targets.all-linear-llama:adapted", "targets.all-linear-llama:others-plain"],
+)
 def all_linear_takes_the_head(patch: Patches) -> None:
     @patch.replace(matching, "is_transformers_model")
     def is_transformers_model(original: Any, model: nn.Module) -> bool:
         return False
 
 
-@fake("`all-linear` means the embeddings too.", caught_by=["targets.all-linear-gpt2:adapted", "targets.all-linear-llama:others-plain"])
+@fake(
+    "`all-linear` means the embeddings too.",
+    caught_by=["targets.all-linear-gpt2:adapted", "targets.all-linear-llama:others-plain"],
+)
 def all_linear_takes_embeddings(patch: Patches) -> None:
     @patch.replace(matching, "_all_linear")
     def _all_linear(original: Any, config: Any, model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
-        return original(config, model, modules) | {n for n, m in modules.items() if isinstance(m, nn.Embedding)}
+        return original(config, model, modules) | {
+            n for n, m in modules.items() if isinstance(m, nn.Embedding)
+        }
 
 
-@fake("`all-linear` finds the low-rank layers of the adapters that are there.", caught_by=["targets.all-linear-again:not-nested"])
+@fake(
+    "`all-linear` finds the low-rank layers of the adapters that are there.",
+    caught_by=["targets.all-linear-again:not-nested"],
+)
 def all_linear_adapts_adapters(patch: Patches) -> None:
     @patch.replace(matching, "_all_linear")
     def _all_linear(original: Any, config: Any, model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
@@ -458,8 +547,15 @@ def all_linear_adapts_adapters(patch: Patches) -> None:
         return original(config, model, modules)
 
 
-@fake("Known architectures have other default targets.",
-      caught_by=["targets.default-llama:adapted", "targets.default-bert:adapted", "targets.default-gpt2:adapted", "config_json.lora-fields:default-targets"])  # fmt: skip
+@fake(
+    "Known architectures have other default targets.",
+    caught_by=[
+        "targets.default-llama:adapted",
+        "targets.default-bert:adapted",
+        "targets.default-gpt2:adapted",
+        "config_json.lora-fields:default-targets",
+    ],
+)
 def other_default_targets(patch: Patches) -> None:
     @patch.replace(matching, "resolve_targets")
     def resolve_targets(original: Any, config: Any, model: nn.Module, modules: Any, defaults: Any) -> Any:
@@ -474,7 +570,10 @@ def no_targets_means_all_linear(patch: Patches) -> None:
         return original(config, model, modules, {None: "all-linear", **defaults})
 
 
-@fake("The names of the adapted modules are reported without their path.", caught_by=["get_peft_model.targeted-names:full-names"])
+@fake(
+    "The names of the adapted modules are reported without their path.",
+    caught_by=["get_peft_model.targeted-names:full-names"],
+)
 def reports_short_names(patch: Patches) -> None:
     @patch.replace(injection.BaseTuner, "__init__")
     def __init__(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
@@ -482,7 +581,7 @@ def reports_short_names(patch: Patches) -> None:
         self.targeted_module_names = [name.rpartition(".")[2] for name in self.targeted_module_names]
 
 
-# Names and configs ---------------------------------------------------------------------------------------------
+# Names and configs ---------------------------------------------------------------------------------
 
 
 @fake(
@@ -492,7 +591,9 @@ def reports_short_names(patch: Patches) -> None:
 )
 def calls_every_adapter_default(patch: Patches) -> None:
     @patch.replace(injection.Injection, "__init__")
-    def __init__(original: Any, self: Any, model: nn.Module, tuner_cls: Any, config: Any, adapter_name: str, *args: Any) -> None:
+    def __init__(
+        original: Any, self: Any, model: nn.Module, tuner_cls: Any, config: Any, adapter_name: str, *args: Any
+    ) -> None:
         original(self, model, tuner_cls, config, "default", *args)
 
 
@@ -504,7 +605,11 @@ def other_default_name(patch: Patches) -> None:
     original = injection.inject_adapter_in_model
 
     def inject_adapter_in_model(
-        peft_config: Any, model: Any, adapter_name: str = "adapter", low_cpu_mem_usage: bool = False, state_dict: Any = None
+        peft_config: Any,
+        model: Any,
+        adapter_name: str = "adapter",
+        low_cpu_mem_usage: bool = False,
+        state_dict: Any = None,
     ) -> Any:
         return original(peft_config, model, adapter_name, low_cpu_mem_usage, state_dict)
 
@@ -547,7 +652,11 @@ def adapters_on_every_layer(patch: Patches) -> None:
 
 @fake(
     "The model's peft_config holds a fresh config of the method, not the one that was passed.",
-    caught_by=["inject.config-attribute:fields", "inject.config-attribute:rank", "get_peft_model.returns-wrapper:very-config"],
+    caught_by=[
+        "inject.config-attribute:fields",
+        "inject.config-attribute:rank",
+        "get_peft_model.returns-wrapper:very-config",
+    ],
 )
 def stores_a_fresh_config(patch: Patches) -> None:
     @patch.replace(injection.Injection, "_record_config")
@@ -570,7 +679,6 @@ def stores_a_copy_of_the_config(patch: Patches) -> None:
 @fake(
     "The model's peft_config holds plain dicts.",
     caught_by=["inject.several:config-default", "inject.several:config-other"],
-    like="transformers before its PEFT integration",
 )
 def stores_configs_as_dicts(patch: Patches) -> None:
     @patch.replace(injection, "inject_adapter_in_model")
@@ -588,8 +696,8 @@ def stores_configs_as_dicts(patch: Patches) -> None:
 
 
 @fake(
-    "Fields of the caller's config are changed: targets resolved into a sorted list, alpha doubled into the scale.",
-    caught_by=["*:frame"],
+    "Fields of the caller's config are changed: alpha is doubled, the rank is one more.",
+    caught_by=["inject.example:frame", "inject_sd.match-silent:frame"],
 )
 def rewrites_the_callers_config(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
@@ -600,12 +708,21 @@ def rewrites_the_callers_config(patch: Patches) -> None:
         return done
 
 
-# Meta device ---------------------------------------------------------------------------------------------------
+# Meta device ---------------------------------------------------------------------------------------
 
 
 @fake(
     "low_cpu_mem_usage is ignored, the adapter is made on the CPU.",
-    caught_by=["inject.meta:adapter-meta", "inject.meta-example:meta-before", "low_memory.get-peft-model:adapter-meta", "low_memory.constructor:adapter-meta", "low_memory.add-adapter:new-meta", "law.meta:on-meta", "inject_sd.meta:on-meta", "set_state_dict.fills-meta:meta-before"],
+    caught_by=[
+        "inject.meta:adapter-meta",
+        "inject.meta-example:meta-before",
+        "low_memory.get-peft-model:adapter-meta",
+        "low_memory.constructor:adapter-meta",
+        "low_memory.add-adapter:new-meta",
+        "law.meta:on-meta",
+        "inject_sd.meta:on-meta",
+        "set_state_dict.fills-meta:meta-before",
+    ],
 )
 def ignores_low_cpu_mem_usage(patch: Patches) -> None:
     @patch.replace(injection.Injection, "_create")
@@ -613,7 +730,7 @@ def ignores_low_cpu_mem_usage(patch: Patches) -> None:
         return original(self, name, held, False)
 
 
-@fake("low_cpu_mem_usage moves the base layers to meta as well.", caught_by=["inject.meta:base-real", "low_memory.get-peft-model:base-stays", "low_memory.constructor:base-stays", "inject_sd.meta:base-real"])
+@fake("low_cpu_mem_usage moves the base layers to meta as well.", caught_by=["inject.meta:base-real"])
 def moves_the_base_to_meta(patch: Patches) -> None:
     @patch.replace(injection.Injection, "_create")
     def _create(original: Any, self: Any, name: str, held: Any, low_cpu_mem_usage: bool) -> Any:
@@ -623,7 +740,10 @@ def moves_the_base_to_meta(patch: Patches) -> None:
         return contents
 
 
-@fake("Adapters are always made on meta.", caught_by=["inject.meta:plain-real", "get_peft_model.in-place:adapter-device"])
+@fake(
+    "Adapters are always made on meta.",
+    caught_by=["inject.meta:plain-real", "get_peft_model.in-place:adapter-device"],
+)
 def always_on_meta(patch: Patches) -> None:
     @patch.replace(injection.Injection, "_create")
     def _create(original: Any, self: Any, name: str, held: Any, low_cpu_mem_usage: bool) -> Any:
@@ -641,7 +761,10 @@ def meta_layers_have_biases(patch: Patches) -> None:
         return contents
 
 
-@fake("Adding an adapter on meta moves those that are there to meta.", caught_by=["low_memory.add-adapter:old-real"])
+@fake(
+    "Adding an adapter on meta moves those that are there to meta.",
+    caught_by=["low_memory.add-adapter:old-real"],
+)
 def adding_on_meta_moves_all(patch: Patches) -> None:
     @patch.replace(injection.Injection, "_create")
     def _create(original: Any, self: Any, name: str, held: Any, low_cpu_mem_usage: bool) -> Any:
@@ -663,14 +786,22 @@ def skip_meta_adapters(patch: Patches) -> None:
         return original(self, x, *args, **kwargs)
 
 
-@fake("With low_cpu_mem_usage the base layers are on meta too until the adapter is filled.", caught_by=["set_state_dict.fills-meta:base-never-meta"])
+@fake(
+    "With low_cpu_mem_usage the base layers are on meta too until the adapter is filled.",
+    caught_by=[
+        "set_state_dict.fills-meta:base-never-meta",
+        "low_memory.get-peft-model:base-stays",
+        "low_memory.constructor:base-stays",
+        "inject_sd.meta:base-real",
+    ],
+)
 def offloads_the_base(patch: Patches) -> None:
     from peft_reference import state_dict
 
     @patch.replace(injection.Injection, "_create")
     def _create(original: Any, self: Any, name: str, held: Any, low_cpu_mem_usage: bool) -> Any:
         contents = original(self, name, held, low_cpu_mem_usage)
-        if low_cpu_mem_usage:
+        if low_cpu_mem_usage and not held.all_adapters():
             held.__dict__["offloaded"] = [(p, p.data) for p in held.get_base_layer().parameters()]
             held.get_base_layer().to("meta")
         return contents
@@ -679,12 +810,21 @@ def offloads_the_base(patch: Patches) -> None:
     def set_peft_model_state_dict(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         for held in model.modules():
             base = getattr(held, "base_layer", None)
-            for (old, data), (key, now) in zip(vars(held).pop("offloaded", ()), base.named_parameters() if base else (), strict=False):
+            for (old, data), (key, now) in zip(
+                vars(held).pop("offloaded", ()), base.named_parameters() if base else (), strict=False
+            ):
                 base.register_parameter(key, nn.Parameter(data, now.requires_grad and old.requires_grad))
         return original(model, *args, **kwargs)
 
 
-@fake("On meta the adapter does not train.", caught_by=["inject.meta:adapter-trains", "low_memory.get-peft-model:adapter-trains", "low_memory.adapter-dtype:same-tensors"])
+@fake(
+    "On meta the adapter does not train.",
+    caught_by=[
+        "inject.meta:adapter-trains",
+        "low_memory.get-peft-model:adapter-trains",
+        "low_memory.adapter-dtype:same-tensors",
+    ],
+)
 def meta_adapters_are_frozen(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
     def apply(original: Any, self: Any) -> Any:
@@ -696,7 +836,15 @@ def meta_adapters_are_frozen(patch: Patches) -> None:
         return done
 
 
-@fake("Adapters are float32 whatever type the base layer has.", caught_by=["get_peft_model.autocast-off:adapter-dtype", "cast.keeps-base-type:as-base", "low_memory.adapter-dtype:dtype"], points=[{"dtype": "bfloat16"}, {"dtype": "float64"}])
+@fake(
+    "Adapters are float32 whatever type the base layer has.",
+    caught_by=[
+        "get_peft_model.autocast-off:adapter-dtype",
+        "cast.keeps-base-type:as-base",
+        "low_memory.adapter-dtype:dtype",
+    ],
+    points=[{"dtype": "bfloat16"}, {"dtype": "float64"}],
+)
 def adapters_always_float32(patch: Patches) -> None:
     @patch.replace(injection.Injection, "_create")
     def _create(original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -709,17 +857,18 @@ def adapters_always_float32(patch: Patches) -> None:
         return contents
 
 
-# Refusing ------------------------------------------------------------------------------------------------------
+# Refusing ------------------------------------------------------------------------------------------
 
 
 @fake(
     "The base model is frozen before the config is looked at, and stays so after an error.",
     caught_by=["inject.no-target:frame", "get_peft_model.targets-not-found:frame"],
-    like="peft, which freezes and marks the model step by step",
 )
 def half_done_after_errors(patch: Patches) -> None:
     @patch.replace(injection, "inject_adapter_in_model")
-    def inject_adapter_in_model(original: Any, peft_config: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def inject_adapter_in_model(
+        original: Any, peft_config: Any, model: nn.Module, *args: Any, **kwargs: Any
+    ) -> Any:
         model.requires_grad_(False)
         return original(peft_config, model, *args, **kwargs)
 
@@ -731,8 +880,14 @@ def half_done_after_errors(patch: Patches) -> None:
 
 @fake(
     "Targets are adapted one by one, those before an unsupported one stay adapted after the error.",
-    caught_by=["get_peft_model.unsupported-layer:not-adapted", "get_peft_model.unsupported-layer:frame", "law.unsupported-layer:not-adapted", "law.unsupported-layer-second:one-adapter"],
+    caught_by=[
+        "get_peft_model.unsupported-layer:not-adapted",
+        "get_peft_model.unsupported-layer:frame",
+        "law.unsupported-layer:not-adapted",
+        "law.unsupported-layer-second:one-adapter",
+    ],
     points=[{"targets": "lin0|relu"}],
+    like="peft 0.21.2",
 )
 def adapts_until_the_first_error(patch: Patches) -> None:
     @patch.replace(injection.Injection, "__init__")
@@ -751,7 +906,13 @@ def adapts_until_the_first_error(patch: Patches) -> None:
 
 @fake(
     "A config that selects no module leaves the model as it is, without an error.",
-    caught_by=["inject.no-target:raises", "inject.no-target-class:raises", "get_peft_model.targets-not-found:raises*", "targets.empty-list:raises", "targets.layers-none-left:raises"],
+    caught_by=[
+        "inject.no-target:raises",
+        "inject.no-target-class:raises",
+        "get_peft_model.targets-not-found:raises*",
+        "targets.empty-list:raises",
+        "targets.layers-none-left:raises",
+    ],
 )
 def accepts_missing_targets(patch: Patches) -> None:
     @patch.replace(matching, "select_targets")
@@ -762,7 +923,14 @@ def accepts_missing_targets(patch: Patches) -> None:
             return []
 
 
-@fake("Targets of unsupported types are skipped without a word.", caught_by=["get_peft_model.unsupported-layer:raises", "targets.container:raises", "law.unsupported-layer:raises"])
+@fake(
+    "Targets of unsupported types are skipped without a word.",
+    caught_by=[
+        "get_peft_model.unsupported-layer:raises",
+        "targets.container:raises",
+        "law.unsupported-layer:raises",
+    ],
+)
 def skips_unsupported_layers(patch: Patches) -> None:
     from peft_reference.operators import operator_of
 
@@ -799,10 +967,13 @@ def key_errors_for_unknown_types(patch: Patches) -> None:
         return registry.PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
 
 
-# Modules to save -----------------------------------------------------------------------------------------------
+# Modules to save -----------------------------------------------------------------------------------
 
 
-@fake("With modules_to_save nothing else is adapted.", caught_by=["peft_model.modules-to-save-not-adapted:lin0-adapted"])
+@fake(
+    "With modules_to_save nothing else is adapted.",
+    caught_by=["peft_model.modules-to-save-not-adapted:lin0-adapted"],
+)
 def modules_to_save_replace_targets(patch: Patches) -> None:
     @patch.replace(matching, "select_targets")
     def select_targets(original: Any, config: Any, *args: Any) -> list[str]:
@@ -826,23 +997,34 @@ def modules_to_save_without_copy(patch: Patches) -> None:
         return self.original_module
 
 
-@fake("The trained module shares its parameters with the original.", caught_by=["peft_model.modules-to-save:own-copy", "peft_model.modules-to-save:original-frozen"])
+@fake(
+    "The trained module shares its parameters with the original.",
+    caught_by=["peft_model.modules-to-save:own-copy", "peft_model.modules-to-save:original-frozen"],
+)
 def modules_to_save_share_parameters(patch: Patches) -> None:
     @patch.replace(wrappers.ModulesToSaveWrapper, "create")
     def create(original: Any, self: Any) -> nn.Module:
         made = copy.copy(self.original_module)
-        self._modules = dict(sorted(self._modules.items()))  # the copies first, so that tensors go by their names
+        self._modules = dict(
+            sorted(self._modules.items())
+        )  # the copies first, so that tensors go by their names
         return made
 
 
-@fake("The copy of a module to save is frozen.", caught_by=["inject.modules-to-save:copy-trains", "peft_model.modules-to-save:copy-trains"])
+@fake(
+    "The copy of a module to save is frozen.",
+    caught_by=["inject.modules-to-save:copy-trains", "peft_model.modules-to-save:copy-trains"],
+)
 def modules_to_save_copy_is_frozen(patch: Patches) -> None:
     @patch.replace(wrappers.ModulesToSaveWrapper, "set_requires_grad")
     def set_requires_grad(original: Any, self: Any, adapter_names: Any, requires_grad: bool = True) -> None:
         original(self, adapter_names, False)
 
 
-@fake("The copy of a module to save starts from new random weights.", caught_by=["inject.modules-to-save:starts-as-base"])
+@fake(
+    "The copy of a module to save starts from new random weights.",
+    caught_by=["inject.modules-to-save:starts-as-base"],
+)
 def modules_to_save_copy_starts_afresh(patch: Patches) -> None:
     @patch.replace(wrappers.ModulesToSaveWrapper, "create")
     def create(original: Any, self: Any) -> nn.Module:
@@ -855,7 +1037,12 @@ def modules_to_save_copy_starts_afresh(patch: Patches) -> None:
 
 @fake(
     "The original of a module to save computes the output, the copy trains in vain.",
-    caught_by=["inject.modules-to-save-trains:counts", "inject.modules-to-save-trains:gradient", "peft_model.modules-to-save:copy-used", "set_adapter.modules-to-save-other:own-counts"],
+    caught_by=[
+        "inject.modules-to-save-trains:counts",
+        "inject.modules-to-save-trains:gradient",
+        "peft_model.modules-to-save:copy-used",
+        "set_adapter.modules-to-save-other:own-counts",
+    ],
 )
 def modules_to_save_copy_is_not_used(patch: Patches) -> None:
     @patch.replace(wrappers.ModulesToSaveWrapper, "acting_copy")
@@ -882,10 +1069,14 @@ def adapts_modules_to_save(patch: Patches) -> None:
     @patch.replace(matching, "select_to_save")
     def select_to_save(original: Any, config: Any, modules: dict[str, nn.Module], adapter_name: str) -> Any:
         saved = original(config, modules, adapter_name)
-        return {name: m for name, m in saved.items() if not matching.is_target(config.target_modules, config, name)}
+        return {
+            name: m
+            for name, m in saved.items()
+            if not matching.is_target(config.target_modules, config, name)
+        }
 
 
-# Where things are ----------------------------------------------------------------------------------------------
+# Where things are ----------------------------------------------------------------------------------
 
 
 @fake(
@@ -908,7 +1099,9 @@ def own_container_classes(patch: Patches) -> None:
         pass
 
     own = {nn.ModuleDict: AdapterDict, nn.ParameterDict: AdapterParameters}
-    patch.set(lora.LoraLayer, "slots", {slot: own.get(kind, kind) for slot, kind in lora.LoraLayer.slots.items()})
+    patch.set(
+        lora.LoraLayer, "slots", {slot: own.get(kind, kind) for slot, kind in lora.LoraLayer.slots.items()}
+    )
 
     @patch.replace(lora.LoraLayer, "create")
     def create(original: Any, self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -960,13 +1153,19 @@ def matrices_have_biases(patch: Patches) -> None:
 
 @fake(
     "The original layer stands under the name `original` instead of base_layer.",
-    caught_by=["inject.parameter-names:names", "inject.full-state:base-present", "inject.module-tree:base-layer"],
+    caught_by=[
+        "inject.parameter-names:names",
+        "inject.full-state:base-present",
+        "inject.module-tree:base-layer",
+    ],
 )
 def base_layer_under_another_name(patch: Patches) -> None:
     @patch.replace(layer.BaseTunerLayer, "__init__")
     def __init__(original: Any, self: Any, base_layer: nn.Module, op: Any) -> None:
         original(self, base_layer, op)
-        self._modules = {("original" if name == "base_layer" else name): m for name, m in self._modules.items()}
+        self._modules = {
+            ("original" if name == "base_layer" else name): m for name, m in self._modules.items()
+        }
 
     patch.replace(layer.BaseTunerLayer, "get_base_layer")(lambda original, self: self._modules["original"])
 

@@ -15,10 +15,13 @@ from .fake import Patches, fake
 
 LAYER = layer.BaseTunerLayer
 
-# Merging -------------------------------------------------------------------------------------------------------
+# Merging -------------------------------------------------------------------------------------------
 
 
-@fake("merge_adapter marks the layers as merged and writes nothing.", caught_by=["peft_model.merge-adapter:weight-written"])
+@fake(
+    "merge_adapter marks the layers as merged and writes nothing.",
+    caught_by=["peft_model.merge-adapter:weight-written"],
+)
 def merges_nothing(patch: Patches) -> None:
     @patch.replace(LAYER, "merged_base")
     def merged_base(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -26,7 +29,10 @@ def merges_nothing(patch: Patches) -> None:
         return self.weight, self.bias
 
 
-@fake("A merged layer still adds its adapters, so that they act twice.", caught_by=["peft_model.merge-adapter:output-kept", "law.merge:as-adapted"])
+@fake(
+    "A merged layer still adds its adapters, so that they act twice.",
+    caught_by=["peft_model.merge-adapter:output-kept", "law.merge:as-adapted"],
+)
 def merged_adapters_act_twice(patch: Patches) -> None:
     @patch.replace(LAYER, "forward")
     def forward(original: Any, self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -35,6 +41,18 @@ def merged_adapters_act_twice(patch: Patches) -> None:
             return original(self, x, *args, **kwargs)
         finally:
             self.merged_adapters = said
+
+
+@fake(
+    "The output of a merged layer is float32.",
+    caught_by=["law.merge:output-type"],
+    points=[{"dtype": "float64"}],
+)
+def merged_outputs_are_float32(patch: Patches) -> None:
+    @patch.replace(LAYER, "forward")
+    def forward(original: Any, self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        y = original(self, x, *args, **kwargs)
+        return y.float() if self.merged else y
 
 
 @fake("Merging forgets the scaling.", caught_by=["peft_model.merge-adapter:output-kept"])
@@ -46,7 +64,10 @@ def merges_without_scaling(patch: Patches) -> None:
         return original(self, adapter) / self.scaling[adapter]
 
 
-@fake("Merging removes the adapter.", caught_by=["peft_model.merge-adapter:names-merged", "law.merge:says-merged"])
+@fake(
+    "Merging removes the adapter.",
+    caught_by=["peft_model.merge-adapter:names-merged", "law.merge:says-merged"],
+)
 def merge_forgets_the_adapter(patch: Patches) -> None:
     @patch.replace(LAYER, "merge")
     def merge(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
@@ -63,7 +84,14 @@ def merge_freezes_the_adapter(patch: Patches) -> None:
             self.set_requires_grad(adapter, False)
 
 
-@fake("Unmerging initialises the adapter again.", caught_by=["peft_model.merge-adapter:adapter-kept", "peft_model.merge-adapter:output-after", "law.unmerge:as-adapted"])
+@fake(
+    "Unmerging initialises the adapter again.",
+    caught_by=[
+        "peft_model.merge-adapter:adapter-kept",
+        "peft_model.merge-adapter:output-after",
+        "law.unmerge:as-adapted",
+    ],
+)
 def unmerge_resets_the_adapter(patch: Patches) -> None:
     @patch.replace(LAYER, "unmerge")
     def unmerge(original: Any, self: Any) -> None:
@@ -74,7 +102,10 @@ def unmerge_resets_the_adapter(patch: Patches) -> None:
                     parameter.zero_()
 
 
-@fake("unmerge_adapter only forgets that the layers are merged.", caught_by=["peft_model.merge-adapter:weight-restored", "law.unmerge:as-base"])
+@fake(
+    "unmerge_adapter only forgets that the layers are merged.",
+    caught_by=["peft_model.merge-adapter:weight-restored", "law.unmerge:as-base"],
+)
 def unmerges_nothing(patch: Patches) -> None:
     @patch.replace(LAYER, "unmerge")
     def unmerge(original: Any, self: Any) -> None:
@@ -82,7 +113,10 @@ def unmerges_nothing(patch: Patches) -> None:
         self.merged_adapters.clear()
 
 
-@fake("unmerge_adapter leaves the layers marked as merged.", caught_by=["peft_model.merge-adapter:none-merged-after", "law.unmerge:nothing-merged"])
+@fake(
+    "unmerge_adapter leaves the layers marked as merged.",
+    caught_by=["peft_model.merge-adapter:none-merged-after", "law.unmerge:nothing-merged"],
+)
 def unmerge_keeps_the_mark(patch: Patches) -> None:
     @patch.replace(LAYER, "unmerge")
     def unmerge(original: Any, self: Any) -> None:
@@ -106,33 +140,58 @@ def unmerges_by_subtraction(patch: Patches) -> None:
         self.merged_adapters.clear()
 
 
-@fake("adapter_names of merge_adapter is ignored, the active adapters are merged.", caught_by=["peft_model.merge-named:other-merged"])
+@fake(
+    "adapter_names of merge_adapter is ignored, the active adapters are merged.",
+    caught_by=["peft_model.merge-named:other-merged"],
+)
 def merge_ignores_names(patch: Patches) -> None:
     @patch.replace(merging, "merge_adapter")
-    def merge_adapter(original: Any, model: nn.Module, adapter_names: Any = None, safe_merge: bool = False) -> None:
+    def merge_adapter(
+        original: Any, model: nn.Module, adapter_names: Any = None, safe_merge: bool = False
+    ) -> None:
         original(model, None, safe_merge)
 
 
-@fake("safe_merge is ignored.", caught_by=["peft_model.safe-merge:raises", "peft_model.safe-merge:base-finite", "peft_model.safe-merge:not-merged"])
+@fake(
+    "safe_merge is ignored.",
+    caught_by=[
+        "peft_model.safe-merge:raises",
+        "peft_model.safe-merge:base-finite",
+        "peft_model.safe-merge:not-merged",
+    ],
+)
 def merges_unsafely(patch: Patches) -> None:
     @patch.replace(merging, "merge_adapter")
-    def merge_adapter(original: Any, model: nn.Module, adapter_names: Any = None, safe_merge: bool = False) -> None:
+    def merge_adapter(
+        original: Any, model: nn.Module, adapter_names: Any = None, safe_merge: bool = False
+    ) -> None:
         original(model, adapter_names)
 
 
-@fake("safe_merge raises after it has written the weights.", caught_by=["peft_model.safe-merge:base-finite", "peft_model.safe-merge:frame"])
+@fake(
+    "safe_merge raises after it has written the weights.",
+    caught_by=["peft_model.safe-merge:base-finite", "peft_model.safe-merge:frame"],
+)
 def safe_merge_raises_too_late(patch: Patches) -> None:
     @patch.replace(merging, "merge_adapter")
-    def merge_adapter(original: Any, model: nn.Module, adapter_names: Any = None, safe_merge: bool = False) -> None:
+    def merge_adapter(
+        original: Any, model: nn.Module, adapter_names: Any = None, safe_merge: bool = False
+    ) -> None:
         original(model, adapter_names)
         if safe_merge and not all(p.isfinite().all() for p in model.parameters()):
             raise ValueError("NaNs detected in the merged weights. An adapter seems to be broken: default.")
 
 
-@fake("safe_merge merges a copy of the weight and forgets to write it back.", caught_by=["peft_model.merge-and-unload:output"], points=[{"safe": True}])
+@fake(
+    "safe_merge merges a copy of the weight and forgets to write it back.",
+    caught_by=["peft_model.merge-and-unload:output"],
+    points=[{"safe": True}],
+)
 def safe_merge_is_lost(patch: Patches) -> None:
     @patch.replace(merging, "merge_adapter")
-    def merge_adapter(original: Any, model: nn.Module, adapter_names: Any = None, safe_merge: bool = False) -> None:
+    def merge_adapter(
+        original: Any, model: nn.Module, adapter_names: Any = None, safe_merge: bool = False
+    ) -> None:
         weights = [(p, p.detach().clone()) for p in model.parameters()]
         original(model, adapter_names, safe_merge)
         if safe_merge:
@@ -141,7 +200,10 @@ def safe_merge_is_lost(patch: Patches) -> None:
                     parameter.copy_(weight)
 
 
-@fake("Merging puts a new tensor in the place of the base weight.", caught_by=["peft_model.merge-adapter:frame", "peft_model.merge-named:frame"])
+@fake(
+    "Merging puts a new tensor in the place of the base weight.",
+    caught_by=["peft_model.merge-adapter:frame", "peft_model.merge-named:frame"],
+)
 def merge_reallocates(patch: Patches) -> None:
     @patch.replace(LAYER, "_write_base")
     def _write_base(original: Any, self: Any, weight: Any, bias: Any) -> None:
@@ -161,17 +223,23 @@ def merges_twice(patch: Patches) -> None:
             self.merged_adapters = said
 
 
-# Unloading -----------------------------------------------------------------------------------------------------
+# Unloading -----------------------------------------------------------------------------------------
 
 
-@fake("merge_and_unload returns a copy of the model.", caught_by=["peft_model.merge-and-unload:same-object"], like="torch.ao conversions")
+@fake(
+    "merge_and_unload returns a copy of the model.",
+    caught_by=["peft_model.merge-and-unload:same-object"],
+)
 def unloads_a_copy(patch: Patches) -> None:
     @patch.replace(merging, "unload")
     def unload(original: Any, *args: Any, **kwargs: Any) -> nn.Module:
         return copy.deepcopy(original(*args, **kwargs))
 
 
-@fake("unload and merge_and_unload give every layer a new copy of its weights.", caught_by=["peft_model.unload:weights"])
+@fake(
+    "unload and merge_and_unload give every layer a new copy of its weights.",
+    caught_by=["peft_model.unload:weights"],
+)
 def unload_rebuilds_layers(patch: Patches) -> None:
     @patch.replace(merging, "unload")
     def unload(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
@@ -181,7 +249,10 @@ def unload_rebuilds_layers(patch: Patches) -> None:
         return model
 
 
-@fake("merge_and_unload does not merge.", caught_by=["peft_model.merge-and-unload:output", "peft_model.merge-and-unload-transformers:output"])
+@fake(
+    "merge_and_unload does not merge.",
+    caught_by=["peft_model.merge-and-unload:output", "peft_model.merge-and-unload-transformers:output"],
+)
 def unloads_without_merging(patch: Patches) -> None:
     @patch.replace(merging, "unload")
     def unload(original: Any, model: nn.Module, merge: bool, *args: Any, **kwargs: Any) -> nn.Module:
@@ -195,8 +266,14 @@ def unload_merges(patch: Patches) -> None:
         return original(model, True, *args, **kwargs)
 
 
-@fake("merge_and_unload leaves the adapter layers in the model, merged.",
-      caught_by=["peft_model.merge-and-unload:no-adapter-layer", "peft_model.merge-and-unload:no-adapter-tensor", "peft_model.merge-and-unload:own-names"])  # fmt: skip
+@fake(
+    "merge_and_unload leaves the adapter layers in the model, merged.",
+    caught_by=[
+        "peft_model.merge-and-unload:no-adapter-layer",
+        "peft_model.merge-and-unload:no-adapter-tensor",
+        "peft_model.merge-and-unload:own-names",
+    ],
+)
 def unload_leaves_the_layers(patch: Patches) -> None:
     @patch.replace(merging, "unload")
     def unload(original: Any, model: nn.Module, merge: bool, *args: Any, **kwargs: Any) -> nn.Module:
@@ -209,7 +286,10 @@ def unload_leaves_the_layers(patch: Patches) -> None:
         return model
 
 
-@fake("merge_and_unload returns the tuner around the base model.", caught_by=["peft_model.merge-and-unload:same-object", "peft_model.merge-and-unload:class"])
+@fake(
+    "merge_and_unload returns the tuner around the base model.",
+    caught_by=["peft_model.merge-and-unload:same-object", "peft_model.merge-and-unload:class"],
+)
 def unload_returns_the_tuner(patch: Patches) -> None:
     for name in ("merge_and_unload", "unload"):
 
@@ -219,21 +299,38 @@ def unload_returns_the_tuner(patch: Patches) -> None:
             return self
 
 
-@fake("adapter_names of merge_and_unload is ignored.", caught_by=["peft_model.merge-and-unload-named:other-merged", "peft_model.merge-and-unload-named:default-dropped"])
+@fake(
+    "adapter_names of merge_and_unload is ignored.",
+    caught_by=[
+        "peft_model.merge-and-unload-named:other-merged",
+        "peft_model.merge-and-unload-named:default-dropped",
+    ],
+)
 def unload_ignores_names(patch: Patches) -> None:
     @patch.replace(merging, "unload")
     def unload(
-        original: Any, model: Any, merge: bool, progressbar: bool = False, safe_merge: bool = False, adapter_names: Any = None
+        original: Any,
+        model: Any,
+        merge: bool,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: Any = None,
     ) -> Any:
         return original(model, merge, progressbar, safe_merge)
 
 
-@fake("The original takes the place of the trained copy of a module to save.", caught_by=["peft_model.modules-to-save-merged:output"])
+@fake(
+    "The original takes the place of the trained copy of a module to save.",
+    caught_by=["peft_model.modules-to-save-merged:output"],
+)
 def unload_drops_modules_to_save(patch: Patches) -> None:
     patch.replace(merging, "_saved_copy")(lambda original, wrapper, names: wrapper.original_module)
 
 
-@fake("The wrapper of a module to save stays in the unloaded model.", caught_by=["peft_model.modules-to-save-merged:own-names", "peft_model.modules-to-save-merged:plain-lin1"])
+@fake(
+    "The wrapper of a module to save stays in the unloaded model.",
+    caught_by=["peft_model.modules-to-save-merged:own-names", "peft_model.modules-to-save-merged:plain-lin1"],
+)
 def unload_leaves_wrappers(patch: Patches) -> None:
     @patch.replace(merging, "unload")
     def unload(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
@@ -245,23 +342,43 @@ def unload_leaves_wrappers(patch: Patches) -> None:
         return model
 
 
-# Disabling -----------------------------------------------------------------------------------------------------
+# Disabling -----------------------------------------------------------------------------------------
 
 
-@fake("disable_adapter does nothing.", caught_by=["peft_model.disable-adapter:base-inside", "peft_model.disable-adapter:disabled-inside", "law.disabled:as-base"])
+@fake(
+    "disable_adapter does nothing.",
+    caught_by=[
+        "peft_model.disable-adapter:base-inside",
+        "peft_model.disable-adapter:disabled-inside",
+        "law.disabled:as-base",
+    ],
+)
 def disables_nothing(patch: Patches) -> None:
     for holder in (LAYER, wrappers.ModulesToSaveWrapper):
         patch.replace(holder, "enable_adapters")(lambda original, self, enabled: None)
 
 
-@fake("disable_adapter leaves the adapters disabled.", caught_by=["peft_model.disable-adapter:adapted-after", "peft_model.disable-adapter:enabled-after", "law.disabled:as-before"])
+@fake(
+    "disable_adapter leaves the adapters disabled.",
+    caught_by=[
+        "peft_model.disable-adapter:adapted-after",
+        "peft_model.disable-adapter:enabled-after",
+        "law.disabled:as-before",
+    ],
+)
 def stays_disabled(patch: Patches) -> None:
     @patch.replace(injection.BaseTuner, "enable_adapter_layers")
     def enable_adapter_layers(original: Any, self: Any) -> None:
         return None
 
 
-@fake("disable_adapter does not put the adapters back when its block raises.", caught_by=["peft_model.disable-after-error:adapted-after", "peft_model.disable-after-error:enabled-after"])
+@fake(
+    "disable_adapter does not put the adapters back when its block raises.",
+    caught_by=[
+        "peft_model.disable-after-error:adapted-after",
+        "peft_model.disable-after-error:enabled-after",
+    ],
+)
 def disable_leaks_after_errors(patch: Patches) -> None:
     @contextmanager
     def disable_adapter(self: Any) -> Any:
@@ -278,7 +395,10 @@ def disable_leaks_after_errors(patch: Patches) -> None:
     patch.set(model.PeftModel, "disable_adapter", disable_adapter)
 
 
-@fake("Leaving an inner disable_adapter enables the adapters within the outer one.", caught_by=["peft_model.disable-nested:outer-base"])
+@fake(
+    "Leaving an inner disable_adapter enables the adapters within the outer one.",
+    caught_by=["peft_model.disable-nested:outer-base"],
+)
 def nested_disable_enables(patch: Patches) -> None:
     @contextmanager
     def disable_adapter(self: Any) -> Any:
@@ -315,7 +435,10 @@ def disable_freezes(patch: Patches) -> None:
     patch.set(model.PeftModel, "disable_adapter", disable_adapter)
 
 
-@fake("Disabling deactivates the adapters for good.", caught_by=["peft_model.disable-adapter:enabled-after", "peft_model.disable-adapter:adapted-after"])
+@fake(
+    "Disabling deactivates the adapters for good.",
+    caught_by=["peft_model.disable-adapter:enabled-after", "peft_model.disable-adapter:adapted-after"],
+)
 def disable_deactivates(patch: Patches) -> None:
     @patch.replace(LAYER, "enable_adapters")
     def enable_adapters(original: Any, self: Any, enabled: bool) -> None:
@@ -323,7 +446,10 @@ def disable_deactivates(patch: Patches) -> None:
         self._active_adapter = []
 
 
-@fake("Disabling zeroes the adapter's weights to get the base output.", caught_by=["peft_model.disable-adapter:adapted-after"])
+@fake(
+    "Disabling zeroes the adapter's weights to get the base output.",
+    caught_by=["peft_model.disable-adapter:adapted-after"],
+)
 def disable_zeroes_weights(patch: Patches) -> None:
     @patch.replace(LAYER, "enable_adapters")
     def enable_adapters(original: Any, self: Any, enabled: bool) -> None:
@@ -334,7 +460,10 @@ def disable_zeroes_weights(patch: Patches) -> None:
                     parameter.zero_()
 
 
-@fake("A disabled adapter still scales the output a little.", caught_by=["peft_model.disable-adapter:base-inside", "peft_model.adapter-layers-switch:off-is-base"])
+@fake(
+    "A disabled adapter still scales the output a little.",
+    caught_by=["peft_model.disable-adapter:base-inside", "peft_model.adapter-layers-switch:off-is-base"],
+)
 def disabled_output_is_rounded(patch: Patches) -> None:
     @patch.replace(LAYER, "forward")
     def forward(original: Any, self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:

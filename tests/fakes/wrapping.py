@@ -13,17 +13,23 @@ from torch import nn
 
 from .fake import Patches, fake
 
-# The wrapper ---------------------------------------------------------------------------------------------------
+# The wrapper ---------------------------------------------------------------------------------------
 
 
-@fake("get_peft_model returns the adapted model without a wrapper.", caught_by=["get_peft_model.second-call:still-peft-model"])
+@fake(
+    "get_peft_model returns the adapted model without a wrapper.",
+    caught_by=["get_peft_model.second-call:still-peft-model"],
+)
 def returns_no_wrapper(patch: Patches) -> None:
     @patch.replace(model, "get_peft_model")
     def get_peft_model(original: Any, *args: Any, **kwargs: Any) -> Any:
         return original(*args, **kwargs).get_base_model()
 
 
-@fake("get_peft_model returns a task class for every model.", caught_by=["get_peft_model.returns-wrapper:plain-peft-model"])
+@fake(
+    "get_peft_model returns a task class for every model.",
+    caught_by=["get_peft_model.returns-wrapper:plain-peft-model"],
+)
 def returns_a_subclass(patch: Patches) -> None:
     class PeftModelForCausalLM(PeftModel):
         pass
@@ -63,8 +69,13 @@ def tuner_of_its_own_class(patch: Patches) -> None:
         self.__class__ = type("LoraModelForAny", (type(self),), {})
 
 
-@fake("base_model is the adapted model itself, there is no tuner.",
-      caught_by=["get_peft_model.returns-wrapper:tuner-class", "get_peft_model.returns-wrapper:tuner-is-base-tuner"])  # fmt: skip
+@fake(
+    "base_model is the adapted model itself, there is no tuner.",
+    caught_by=[
+        "get_peft_model.returns-wrapper:tuner-class",
+        "get_peft_model.returns-wrapper:tuner-is-base-tuner",
+    ],
+)
 def base_model_is_the_model(patch: Patches) -> None:
     @patch.replace(PeftModel, "__getattr__")
     def __getattr__(original: Any, self: Any, name: str) -> Any:
@@ -85,8 +96,14 @@ def base_model_is_the_model(patch: Patches) -> None:
             return self.__dict__["tuner"](*args, **kwargs)
 
 
-@fake("The wrapper adds no prefix, parameters keep the names they have in the base model.",
-      caught_by=["get_peft_model.parameter-names:prefixed", "get_peft_model.parameter-names:base-present", "get_peft_model.parameter-names:adapter-present"])  # fmt: skip
+@fake(
+    "The wrapper adds no prefix, parameters keep the names they have in the base model.",
+    caught_by=[
+        "get_peft_model.parameter-names:prefixed",
+        "get_peft_model.parameter-names:base-present",
+        "get_peft_model.parameter-names:adapter-present",
+    ],
+)
 def drops_the_prefix(patch: Patches) -> None:
     for name in ("named_parameters", "named_buffers", "named_modules"):
 
@@ -105,16 +122,26 @@ def peft_type_is_the_class_name(patch: Patches) -> None:
 
     @patch.replace(PeftModel, "__getattribute__")
     def __getattribute__(original: Any, self: Any, name: str) -> Any:
-        return original(self, "__dict__").get("shown", "LORA") if name == "peft_type" else original(self, name)
+        return (
+            original(self, "__dict__").get("shown", "LORA") if name == "peft_type" else original(self, name)
+        )
 
 
-@fake("active_adapter is a list of one name.", caught_by=["get_peft_model.names-adapter:active-name", "get_peft_model.names-adapter:active-is-str"])
+@fake(
+    "active_adapter is a list of one name.",
+    caught_by=["get_peft_model.names-adapter:active-name", "get_peft_model.names-adapter:active-is-str"],
+)
 def active_adapter_is_a_list(patch: Patches) -> None:
     patch.replace(PeftModel, "active_adapter")(lambda original, self: self.active_adapters)
-    patch.replace(PeftModel, "active_peft_config")(lambda original, self: self.peft_config[self.active_adapters[0]])
+    patch.replace(PeftModel, "active_peft_config")(
+        lambda original, self: self.peft_config[self.active_adapters[0]]
+    )
 
 
-@fake("active_adapters is a tuple, or one name.", caught_by=["get_peft_model.names-adapter:actives-is-list", "peft_model.add-adapter:still-active"])
+@fake(
+    "active_adapters is one name.",
+    caught_by=["get_peft_model.names-adapter:actives-is-list", "peft_model.add-adapter:still-active"],
+)
 def active_adapters_is_a_name(patch: Patches) -> None:
     @patch.replace(PeftModel, "active_adapters")
     def active_adapters(original: Any, self: Any) -> Any:
@@ -138,8 +165,10 @@ def base_model_is_the_tuner(patch: Patches) -> None:
     patch.replace(PeftModel, "get_base_model")(lambda original, self: self.base_model)
 
 
-@fake("Attributes of the base model are copied when they are read through the wrapper.",
-      caught_by=["peft_model.forwards-attributes:same-module"])  # fmt: skip
+@fake(
+    "Attributes of the base model are copied when they are read through the wrapper.",
+    caught_by=["peft_model.forwards-attributes:same-module"],
+)
 def forwards_copies(patch: Patches) -> None:
     @patch.replace(PeftModel, "__getattr__")
     def __getattr__(original: Any, self: Any, name: str) -> Any:
@@ -147,8 +176,7 @@ def forwards_copies(patch: Patches) -> None:
         return copy.deepcopy(found) if isinstance(found, nn.Linear) else found
 
 
-@fake("An attribute that nobody has is None.",
-      caught_by=["peft_model.missing-attribute:raises"])  # fmt: skip
+@fake("An attribute that nobody has is None.", caught_by=["peft_model.missing-attribute:raises"])
 def missing_attributes_are_none(patch: Patches) -> None:
     @patch.replace(PeftModel, "__getattr__")
     def __getattr__(original: Any, self: Any, name: str) -> Any:
@@ -160,7 +188,10 @@ def missing_attributes_are_none(patch: Patches) -> None:
             return None
 
 
-@fake("Plain attributes of the base model are hidden behind zeros.", caught_by=["peft_model.forwards-attributes:plain-value"])
+@fake(
+    "Plain attributes of the base model are hidden behind zeros.",
+    caught_by=["peft_model.forwards-attributes:plain-value"],
+)
 def hides_plain_attributes(patch: Patches) -> None:
     @patch.replace(PeftModel, "__getattr__")
     def __getattr__(original: Any, self: Any, name: str) -> Any:
@@ -184,7 +215,7 @@ def wrapper_casts_outputs(patch: Patches) -> None:
         return output.float() if isinstance(output, torch.Tensor) else output
 
 
-# Counting ------------------------------------------------------------------------------------------------------
+# Counting ------------------------------------------------------------------------------------------
 
 
 @fake("All parameters are counted as trainable.", caught_by=["peft_model.count:trainable-and-all"])
@@ -194,7 +225,10 @@ def counts_all_as_trainable(patch: Patches) -> None:
         return original(self)[1], original(self)[1]
 
 
-@fake("The number of all parameters leaves out the adapter's.", caught_by=["peft_model.count:trainable-and-all", "peft_model.count-printed:line"])
+@fake(
+    "The number of all parameters leaves out the adapter's.",
+    caught_by=["peft_model.count:trainable-and-all", "peft_model.count-printed:line"],
+)
 def counts_the_base_only(patch: Patches) -> None:
     @patch.replace(PeftModel, "get_nb_trainable_parameters")
     def get_nb_trainable_parameters(original: Any, self: Any) -> Any:
@@ -202,8 +236,14 @@ def counts_the_base_only(patch: Patches) -> None:
         return trainable, total - trainable
 
 
-@fake("print_trainable_parameters prints a sentence of its own and returns it.",
-      caught_by=["peft_model.count-printed:line", "peft_model.count-printed:nothing-returned", "get_peft_model.documented-example:prints"])  # fmt: skip
+@fake(
+    "print_trainable_parameters prints a sentence of its own and returns it.",
+    caught_by=[
+        "peft_model.count-printed:line",
+        "peft_model.count-printed:nothing-returned",
+        "get_peft_model.documented-example:prints",
+    ],
+)
 def prints_its_own_words(patch: Patches) -> None:
     @patch.replace(PeftModel, "print_trainable_parameters")
     def print_trainable_parameters(original: Any, self: Any) -> Any:
@@ -213,7 +253,7 @@ def prints_its_own_words(patch: Patches) -> None:
         return line
 
 
-# What get_peft_model does to the config and what it says -------------------------------------------------------
+# What get_peft_model does to the config and what it says
 
 
 @fake("The base model's name is not recorded.", caught_by=["get_peft_model.base-name:recorded"])
@@ -221,12 +261,18 @@ def forgets_the_base_name(patch: Patches) -> None:
     patch.replace(saving, "base_model_name")(lambda original, model: None)
 
 
-@fake("The class name stands in for the name of a base model that has none.", caught_by=["get_peft_model.base-name-unknown:null-name"])
+@fake(
+    "The class name stands in for the name of a base model that has none.",
+    caught_by=["get_peft_model.base-name-unknown:null-name"],
+)
 def invents_base_names(patch: Patches) -> None:
     patch.replace(saving, "base_model_name")(lambda original, model: original(model) or type(model).__name__)
 
 
-@fake("The revision is not recorded.", caught_by=["get_peft_model.revision:recorded", "get_peft_model.revision-conflict:replaced"])
+@fake(
+    "The revision is not recorded.",
+    caught_by=["get_peft_model.revision:recorded", "get_peft_model.revision-conflict:replaced"],
+)
 def forgets_the_revision(patch: Patches) -> None:
     @patch.replace(model, "get_peft_model")
     def get_peft_model(original: Any, *args: Any, revision: Any = None, **kwargs: Any) -> Any:
@@ -250,7 +296,10 @@ def warns_of_every_revision(patch: Patches) -> None:
         return original(*args, **kwargs)
 
 
-@fake("Every model is said to be modified for a second time.", caught_by=["get_peft_model.wrap-after-unload:silent"])
+@fake(
+    "Every model is said to be modified for a second time.",
+    caught_by=["get_peft_model.wrap-after-unload:silent"],
+)
 def always_second_time(patch: Patches) -> None:
     @patch.replace(model, "get_peft_model")
     def get_peft_model(original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -258,7 +307,10 @@ def always_second_time(patch: Patches) -> None:
         return original(*args, **kwargs)
 
 
-@fake("A second wrapping is not warned about.", caught_by=["get_peft_model.second-call:warns", "get_peft_model.wrap-wrapper:warns"])
+@fake(
+    "A second wrapping is not warned about.",
+    caught_by=["get_peft_model.second-call:warns", "get_peft_model.wrap-wrapper:warns"],
+)
 def second_wrap_is_silent(patch: Patches) -> None:
     @patch.replace(model, "get_peft_model")
     def get_peft_model(original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -267,7 +319,10 @@ def second_wrap_is_silent(patch: Patches) -> None:
             return original(*args, **kwargs)
 
 
-@fake("Wrapping a PeftModel wraps the model inside it instead.", caught_by=["get_peft_model.wrap-wrapper:around-peft-model"])
+@fake(
+    "Wrapping a PeftModel wraps the model inside it instead.",
+    caught_by=["get_peft_model.wrap-wrapper:around-peft-model"],
+)
 def unwraps_before_wrapping(patch: Patches) -> None:
     @patch.replace(model, "get_peft_model")
     def get_peft_model(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -284,21 +339,31 @@ def autocasts_always(patch: Patches) -> None:
 @fake("Adapters that are added later are not cast.", caught_by=["peft_model.add-autocast:float32"])
 def added_adapters_are_not_cast(patch: Patches) -> None:
     @patch.replace(PeftModel, "_add")
-    def _add(original: Any, self: Any, adapter_name: str, config: Any, low_cpu_mem_usage: bool, autocast: bool) -> Any:
+    def _add(
+        original: Any, self: Any, adapter_name: str, config: Any, low_cpu_mem_usage: bool, autocast: bool
+    ) -> Any:
         return original(self, adapter_name, config, low_cpu_mem_usage, False)
 
 
-# Adding --------------------------------------------------------------------------------------------------------
+# Adding --------------------------------------------------------------------------------------------
 
 
-@fake("add_adapter replaces an adapter of the same name.", caught_by=["peft_model.add-existing-name:raises", "peft_model.add-existing-name:frame"])
+@fake(
+    "add_adapter replaces an adapter of the same name.",
+    caught_by=["peft_model.add-existing-name:raises", "peft_model.add-existing-name:frame"],
+)
 def add_replaces_existing_names(patch: Patches) -> None:
     @patch.replace(PeftModel, "_add")
-    def _add(original: Any, self: Any, adapter_name: str, config: Any, low_cpu_mem_usage: bool, autocast: bool) -> Any:
+    def _add(
+        original: Any, self: Any, adapter_name: str, config: Any, low_cpu_mem_usage: bool, autocast: bool
+    ) -> Any:
         return self.base_model.add_adapter(adapter_name, config, low_cpu_mem_usage)
 
 
-@fake("A failing add_adapter leaves the config behind.", caught_by=["peft_model.add-rolls-back:raises-look", "peft_model.add-rolls-back:frame"])
+@fake(
+    "A failing add_adapter leaves the config behind.",
+    caught_by=["peft_model.add-rolls-back:raises-look", "peft_model.add-rolls-back:frame"],
+)
 def failed_add_leaves_the_config(patch: Patches) -> None:
     @patch.replace(PeftModel, "_add")
     def _add(original: Any, self: Any, adapter_name: str, config: Any, *args: Any) -> Any:
@@ -309,7 +374,10 @@ def failed_add_leaves_the_config(patch: Patches) -> None:
             raise
 
 
-@fake("A failing add_adapter leaves weights on the layers that it reached.", caught_by=["peft_model.add-rolls-back:nothing-of-it"])
+@fake(
+    "A failing add_adapter leaves weights on the layers that it reached.",
+    caught_by=["peft_model.add-rolls-back:nothing-of-it"],
+)
 def failed_add_leaves_weights(patch: Patches) -> None:
     @patch.replace(PeftModel, "_add")
     def _add(original: Any, self: Any, adapter_name: str, config: Any, *args: Any) -> Any:
@@ -332,8 +400,10 @@ def failed_add_is_ignored(patch: Patches) -> None:
             return None
 
 
-@fake("A further adapter takes rank, alpha and targets from the first.",
-      caught_by=["peft_model.add-other-options:other-on-lin1", "peft_model.add-other-options:lin1-rank"])  # fmt: skip
+@fake(
+    "A further adapter takes rank, alpha and targets from the first.",
+    caught_by=["peft_model.add-other-options:other-on-lin1", "peft_model.add-other-options:lin1-rank"],
+)
 def added_adapters_copy_the_first(patch: Patches) -> None:
     @patch.replace(PeftModel, "_add")
     def _add(original: Any, self: Any, adapter_name: str, config: Any, *args: Any) -> Any:
@@ -342,20 +412,25 @@ def added_adapters_copy_the_first(patch: Patches) -> None:
         return original(self, adapter_name, config, *args)
 
 
-@fake("A further adapter is put on the targets of the first too.", caught_by=["peft_model.add-other-options:default-not-on-lin1"])
+@fake(
+    "A further adapter is put on the targets of the first too.",
+    caught_by=["peft_model.add-other-options:default-not-on-lin1"],
+)
 def added_targets_hold_for_all(patch: Patches) -> None:
     @patch.replace(PeftModel, "_add")
     def _add(original: Any, self: Any, *args: Any) -> Any:
         done = original(self, *args)
         first, config = next(iter(self.peft_config.items()))
-        for name, held in done.layers.items():
-            if not held.has_adapter(first):
+        for name, held in self.get_base_model().named_modules():
+            if isinstance(held, layer.BaseTunerLayer) and not held.has_adapter(first):
                 held.attach(first, held.create(config, name))
         return done
 
 
-@fake("A new adapter starts as a copy of the active one, and the first one's shapes are changed.",
-      caught_by=["peft_model.add-other-options:default-kept"])  # fmt: skip
+@fake(
+    "A new adapter gives its rank to the first one.",
+    caught_by=["peft_model.add-other-options:default-kept"],
+)
 def add_resizes_the_first(patch: Patches) -> None:
     @patch.replace(PeftModel, "_add")
     def _add(original: Any, self: Any, adapter_name: str, config: Any, *args: Any) -> Any:
@@ -369,8 +444,10 @@ def add_resizes_the_first(patch: Patches) -> None:
         return done
 
 
-@fake("modules_to_save of the wrapper is an empty set when none is named, and forgets those of the first adapter.",
-      caught_by=["peft_model.no-modules-to-save:none-named"])  # fmt: skip
+@fake(
+    "modules_to_save of the wrapper is an empty set when none is named.",
+    caught_by=["peft_model.no-modules-to-save:none-named"],
+)
 def modules_to_save_is_never_none(patch: Patches) -> None:
     patch.replace(PeftModel, "modules_to_save")(lambda original, self: original(self) or set())
 
@@ -380,20 +457,27 @@ def modules_to_save_is_always_none(patch: Patches) -> None:
     patch.replace(PeftModel, "modules_to_save")(lambda original, self: None)
 
 
-@fake("The wrapper of a module to save has another class.", caught_by=["peft_model.modules-to-save:wrapper-class"])
+@fake(
+    "The wrapper of a module to save has another class.",
+    caught_by=["peft_model.modules-to-save:wrapper-class"],
+)
 def modules_to_save_by_another_class(patch: Patches) -> None:
     from peft_reference import wrappers
 
-    class TrainedCopies(nn.Module):
-        pass
+    def __getattr__(self: Any, name: str) -> Any:
+        try:
+            return nn.Module.__getattr__(self, name)
+        except AttributeError:
+            return getattr(self.acting_copy(), name)
 
-    inside = {k: v for k, v in vars(wrappers.ModulesToSaveWrapper).items() if k not in ("__dict__", "__weakref__", "__init__")}
+    own = ("__dict__", "__weakref__", "__init__", "__getattr__")
+    inside = {key: value for key, value in vars(wrappers.ModulesToSaveWrapper).items() if key not in own}
+    TrainedCopies = type("TrainedCopies", (nn.Module,), {**inside, "__getattr__": __getattr__})
 
     @patch.replace(injection.Injection, "apply")
     def apply(original: Any, self: Any) -> Any:
+        held = list(self.wrappers.values())
         done = original(self)
-        for held in self.wrappers.values():
-            held.__class__ = Copies
+        for wrapper in held:
+            wrapper.__class__ = TrainedCopies
         return done
-
-    Copies = type("TrainedCopies", (TrainedCopies,), inside)
