@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import ALONE, IMPLEMENTATIONS, PLUGINS, SPECS, arguments
 from peft_conformance.cli import app
+from suite_runs import ALONE, IMPLEMENTATIONS, PLUGINS, SPECS, arguments
 from typer.testing import CliRunner, Result
 
 

@@ -8,9 +8,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import ALONE, SPECS, SUITE, Once, Outcome, arguments, run_suite
 from peft_conformance import report, run  # noqa: F401 - torch cannot be imported anew in each inner pytest
 from peft_conformance.language import validator
+from suite_runs import ALONE, SPECS, SUITE, Once, Outcome, arguments, run_suite
 
 pytest_plugins = ["pytester"]
 
