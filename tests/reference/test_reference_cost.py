@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -19,11 +20,14 @@ def calls(function: Callable[[], Any]) -> int:
         nonlocal count
         count += event == "call"
 
+    gc.collect()
+    gc.disable()  # else the finalizers of other tests' garbage are counted too
     sys.setprofile(trace)
     try:
         function()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return count
 
 
