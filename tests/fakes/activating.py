@@ -550,7 +550,7 @@ def delete_thaws_the_base(patch: Patches) -> None:
 )
 def delete_replaces_the_config(patch: Patches) -> None:
     @patch.replace(adapters, "delete_adapter")
-    def delete_adapter(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def delete_adapter(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         result = original(model, *args, **kwargs)
         if not hasattr(model, "base_model"):
             for name, config in list(model.peft_config.items()):

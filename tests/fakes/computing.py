@@ -414,6 +414,11 @@ def trains_b_only(patch: Patches) -> None:
         return y
 
 
+@fake("Adapters act in evaluation mode only.", caught_by=["law.forward-training:as-formula"])
+def adapters_rest_in_training(patch: Patches) -> None:
+    contributes(patch, lambda self, adapter, x, added: added * 0 if self.training else added)
+
+
 @fake("Of several active adapters only the first acts.", caught_by=["peft_model.active-together:sum"])
 def first_active_adapter_acts(patch: Patches) -> None:
     _acting(patch, lambda active: active[:1])
@@ -529,6 +534,18 @@ def convolutions_forget_padding(patch: Patches) -> None:
         return torch.roll(added, 1, dims=-1) if issubclass(self.op, operators.Conv1d) else added
 
     contributes(patch, shifted)
+
+
+@fake("Conv adapters ignore dilation and groups.", caught_by=["law.forward:as-formula"])
+def convolutions_ignore_dilation(patch: Patches) -> None:
+    @patch.replace(LORA, "create")
+    def create(original: Any, self: Any, config: Any, name: str) -> dict[str, Any]:
+        contents = original(self, config, name)
+        for value in contents.values():
+            if isinstance(value, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and set(value.dilation) != {1}:
+                value.dilation = tuple(1 for _ in value.dilation)
+                value.padding = "same"
+        return contents
 
 
 @fake(

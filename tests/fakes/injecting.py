@@ -687,7 +687,7 @@ def stores_configs_as_dicts(patch: Patches) -> None:
         result.peft_config = {name: AsDict(vars(config)) for name, config in result.peft_config.items()}
         return result
 
-    class AsDict(dict):  # type: ignore[type-arg]
+    class AsDict(dict):
         def __getattr__(self, name: str) -> Any:
             try:
                 return self[name]
@@ -807,13 +807,13 @@ def offloads_the_base(patch: Patches) -> None:
         return contents
 
     @patch.replace(state_dict, "set_peft_model_state_dict")
-    def set_peft_model_state_dict(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def set_peft_model_state_dict(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         for held in model.modules():
-            base = getattr(held, "base_layer", None)
-            for (old, data), (key, now) in zip(
-                vars(held).pop("offloaded", ()), base.named_parameters() if base else (), strict=False
-            ):
-                base.register_parameter(key, nn.Parameter(data, now.requires_grad and old.requires_grad))
+            for old, data in vars(held).pop("offloaded", ()):
+                for key, now in list(held.get_base_layer().named_parameters()):
+                    if now.shape == data.shape and now.is_meta:
+                        kept = nn.Parameter(data, now.requires_grad and old.requires_grad)
+                        held.get_base_layer().register_parameter(key, kept)
         return original(model, *args, **kwargs)
 
 
@@ -1098,7 +1098,7 @@ def own_container_classes(patch: Patches) -> None:
     class LowRank(nn.Linear):
         pass
 
-    own = {nn.ModuleDict: AdapterDict, nn.ParameterDict: AdapterParameters}
+    own: dict[Any, Any] = {nn.ModuleDict: AdapterDict, nn.ParameterDict: AdapterParameters}
     patch.set(
         lora.LoraLayer, "slots", {slot: own.get(kind, kind) for slot, kind in lora.LoraLayer.slots.items()}
     )
@@ -1124,7 +1124,7 @@ def matrices_are_no_linear_layers(patch: Patches) -> None:
             self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return nn.functional.linear(x, self.weight, self.bias)
+            return nn.functional.linear(x, self.weight, self._parameters["bias"])
 
     @patch.replace(lora.LoraLayer, "create")
     def create(original: Any, self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:

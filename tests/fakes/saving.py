@@ -651,7 +651,7 @@ def foreign_keys_add_layers(patch: Patches) -> None:
     @patch.replace(PeftModel, "from_pretrained")
     def from_pretrained(original: Any, cls: Any, model: Any, model_id: Any, *args: Any, **kwargs: Any) -> Any:
         weights = saving.load_peft_weights(model_id)
-        found = kwargs.get("config") or config.PeftConfig.from_pretrained(model_id)
+        found: Any = kwargs.get("config") or config.PeftConfig.from_pretrained(model_id)
         owners = {
             key.removeprefix("base_model.model.").split(".lora_")[0] for key in weights if ".lora_" in key
         }

@@ -18,6 +18,13 @@ LAYER = layer.BaseTunerLayer
 # Merging -------------------------------------------------------------------------------------------
 
 
+@fake("Of several active adapters only the first is merged.", caught_by=["law.merge-both:merged"])
+def merges_the_first_active_adapter(patch: Patches) -> None:
+    @patch.replace(LAYER, "mergeable_adapters")
+    def mergeable_adapters(original: Any, self: Any, adapter_names: Any = None) -> list[str]:
+        return original(self, adapter_names)[:1]
+
+
 @fake(
     "merge_adapter marks the layers as merged and writes nothing.",
     caught_by=["peft_model.merge-adapter:weight-written"],
