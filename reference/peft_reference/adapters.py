@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
+from .holder import Holder
 from .layer import BaseTunerLayer
 from .wrappers import ModulesToSaveWrapper
 
 MODEL_PREFIX = "base_model.model."  # what a PeftModel puts before the names of the model inside
-Holder = BaseTunerLayer | ModulesToSaveWrapper  # what adapters live in
 
 
 def walk(module: nn.Module, *, unique: bool = True) -> Iterator[tuple[str, nn.Module]]:

@@ -2,22 +2,23 @@
 these.
 
 A method subclasses `BaseTunerLayer` and says what its parameters are (`slots`, `create`) and what they mean
-(`delta`, or `fold` where the change is not a sum). Activation, freezing, merging, naming and printing are
-here, once.
+(`delta`, or `fold` where the change is not a sum). Merging, naming and printing
+are here, once; activation and freezing in `holder.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from .holder import Holder
 from .operators import Operator
 
 
-class BaseTunerLayer(nn.Module):
+class BaseTunerLayer(Holder):
     """A layer of kind `op` that several adapters can change.
 
     Children, in this order: `base_layer`, then one container per slot, keyed by adapter name. So a parameter
@@ -27,9 +28,8 @@ class BaseTunerLayer(nn.Module):
 
     prefix: ClassVar[str]  # what the names of this method's slots begin with
     operators: ClassVar[tuple[type[Operator], ...]]  # the kinds of layer it adapts
-    slots: ClassVar[
-        dict[str, type]
-    ]  # slot -> kind of container: dict for plain values, ModuleDict, ParameterDict
+    # slot -> kind of container: dict for plain values, ModuleDict, ParameterDict
+    slots: ClassVar[dict[str, type]]
     adapter_layer_names: ClassVar[tuple[str, ...]]  # the slots whose tensors are trained
     matrix_slots: ClassVar[tuple[str, ...]] = ()  # the slots whose weights always have two dimensions or more
 
@@ -39,16 +39,12 @@ class BaseTunerLayer(nn.Module):
         self.training = base_layer.training
         for slot, kind in self.slots.items():
             container = kind()
-            setattr(
-                self, slot, container.train(self.training) if isinstance(container, nn.Module) else container
-            )
+            if isinstance(container, nn.Module):
+                container.train(self.training)
+            setattr(self, slot, container)
         self.op = op
         self.in_features, self.out_features = op.features(base_layer)
         self._adapters: dict[str, None] = {}  # the adapters this layer has, in order of arrival
-        self._active_adapter: list[
-            str
-        ] = []  # the adapters the model uses, whether this layer has them or not
-        self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._saved_base: tuple[Tensor, Tensor | None] | None = None  # weight and bias before the first merge
 
@@ -145,40 +141,9 @@ class BaseTunerLayer(nn.Module):
                     yield f"{slot}.{adapter}", slot, value.detach()
 
     @property
-    def active_adapters(self) -> list[str]:
-        """The names of the adapters that act (where the layer has them)."""
-        return self._active_adapter
-
-    @property
     def active_adapter(self) -> list[str]:
         """The same as `active_adapters`, under PEFT's older name."""
         return self._active_adapter
-
-    @property
-    def disable_adapters(self) -> bool:
-        """Whether the layer computes what its base layer does."""
-        return self._disable_adapters
-
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Activate these adapters and make them, and only them, trainable (none in `inference_mode`)."""
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        self._active_adapter = names
-        for adapter in self._adapters:
-            self.set_requires_grad(adapter, adapter in names and not inference_mode)
-
-    def set_requires_grad(self, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
-        """Freeze or unfreeze these adapters, active or not."""
-        for adapter in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
-            for parameter in self.adapter_parameters(adapter):
-                parameter.requires_grad_(requires_grad)
-
-    def enable_adapters(self, enabled: bool) -> None:
-        """Let the active adapters act and train again, or compute the base output with all of them frozen."""
-        self._disable_adapters = not enabled
-        if enabled:
-            self.set_adapter(self._active_adapter)
-        else:
-            self.set_requires_grad(self._adapters, False)
 
     # Base layer ----------------------------------------------------------------------------------
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
+from .holder import Holder
 from .layer import BaseTunerLayer
 
 
-class ModulesToSaveWrapper(nn.Module):
+class ModulesToSaveWrapper(Holder):
     """A module and one trained copy of it per adapter; it computes what the active adapter's copy does.
 
     `original_module` stays as it was and is used when no adapter with a copy is active.
@@ -22,8 +23,6 @@ class ModulesToSaveWrapper(nn.Module):
         self.original_module = module_to_save
         self.training = module_to_save.training
         self.modules_to_save = nn.ModuleDict().train(self.training)
-        self._active_adapter: list[str] = []
-        self._disable_adapters = False
 
     @staticmethod
     def check(module: nn.Module, name: str) -> None:
@@ -77,43 +76,11 @@ class ModulesToSaveWrapper(nn.Module):
         """The acting module's output."""
         return self.acting_copy()(*args, **kwargs)
 
-    @property
-    def active_adapters(self) -> list[str]:
-        """The names of the adapters that act (where they have a copy)."""
-        return self._active_adapter
-
-    @property
-    def disable_adapters(self) -> bool:
-        """Whether the original module is used whatever is active."""
-        return self._disable_adapters
-
     def check_set_adapter(self, adapter_names: list[str]) -> None:
         """ValueError if more than one of these adapters has a copy here: only one can compute the output."""
         with_copy = [name for name in adapter_names if name in self.modules_to_save]
         if len(with_copy) > 1:
             raise ValueError(f"Only one adapter can be set at a time for {self}, got {with_copy}.")
-
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Use these adapters' copy and train it, and only it (nothing in `inference_mode`)."""
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        self.check_set_adapter(names)
-        self._active_adapter = names
-        for adapter in self.modules_to_save:
-            self.set_requires_grad(adapter, adapter in names and not inference_mode)
-
-    def set_requires_grad(self, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
-        """Freeze or unfreeze these adapters' copies, active or not."""
-        for adapter in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
-            for parameter in self.adapter_parameters(adapter):
-                parameter.requires_grad_(requires_grad)
-
-    def enable_adapters(self, enabled: bool) -> None:
-        """Use and train the active copy again, or the original with all copies frozen."""
-        self._disable_adapters = not enabled
-        if enabled:
-            self.set_adapter(self._active_adapter)
-        else:
-            self.set_requires_grad(self.modules_to_save, False)
 
     def __getattr__(self, name: str) -> Any:
         try:
