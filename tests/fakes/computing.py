@@ -218,7 +218,9 @@ def ignores_init_false(patch: Patches) -> None:
 
 
 @fake(
-    "init_lora_weights='gaussian' is ignored.", caught_by=["lora_config.*:*"], points=[{"init": "gaussian"}]
+    "init_lora_weights='gaussian' is ignored.",
+    caught_by=["lora_config.init-gaussian:another-draw"],
+    points=[{"init": "gaussian"}],
 )
 def ignores_gaussian(patch: Patches) -> None:
     _init(patch, "gaussian", True)
@@ -493,7 +495,7 @@ def transposes_square_deltas(patch: Patches) -> None:
 
 @fake(
     "A square layer is adapted with the transposed delta, in the forward pass and in merging.",
-    caught_by=["law.forward:as-formula"],
+    caught_by=["law.orientation:forward", "law.orientation:merged"],
 )
 def transposes_square_layers(patch: Patches) -> None:
     transposes_square_deltas.install(patch)
@@ -501,7 +503,8 @@ def transposes_square_layers(patch: Patches) -> None:
     @patch.replace(LORA, "adapt")
     def adapt(original: Any, self: Any, adapter: str, x: Any, y: Any) -> Any:
         if self.op in (operators.Linear, operators.Conv1D) and self.in_features == self.out_features:
-            return y + nn.functional.linear(x, self.delta(adapter))
+            delta = self.delta(adapter)
+            return y + nn.functional.linear(x.to(delta.dtype), delta)
         return original(self, adapter, x, y)
 
 
@@ -560,7 +563,10 @@ def embeddings_adapt_half(patch: Patches) -> None:
     contributes(patch, half)
 
 
-@fake("lora_bias is ignored.", caught_by=["lora_config.*:*"])
+@fake(
+    "lora_bias is ignored.",
+    caught_by=["lora_config.lora-bias:starts-at-zero", "lora_config.lora-bias:output"],
+)
 def ignores_lora_bias(patch: Patches) -> None:
     @patch.replace(LORA, "create")
     def create(original: Any, self: Any, config: Any, name: str) -> dict[str, Any]:
@@ -569,7 +575,7 @@ def ignores_lora_bias(patch: Patches) -> None:
         return original(self, config, name)
 
 
-@fake("The bias of B is not scaled.", caught_by=["lora_config.*:*"])
+@fake("The bias of B is not scaled.", caught_by=["lora_config.lora-bias:output"])
 def lora_bias_is_not_scaled(patch: Patches) -> None:
     def unscaled(self: Any, adapter: str, x: Any, added: Any) -> Any:
         bias = self.lora_B[adapter].bias if adapter in self.lora_B else None

@@ -461,7 +461,7 @@ def matches_any_case(patch: Patches) -> None:
 
 @fake(
     "A full name in a list of targets also matches modules that end in it as text.",
-    caught_by=["targets.numbers:adapted"],
+    caught_by=["targets.whole-segments:raises"],
 )
 def suffix_without_dot(patch: Patches) -> None:
     @patch.replace(matching, "names_module")
@@ -504,7 +504,7 @@ def ignores_layers_to_transform(patch: Patches) -> None:
         return True
 
 
-@fake("layers_pattern is ignored.", caught_by=["targets.layers-pattern-list:adapted"])
+@fake("layers_pattern is ignored.", caught_by=["targets.layers-pattern-decides:block"])
 def ignores_layers_pattern(patch: Patches) -> None:
     @patch.replace(matching, "_in_layers")
     def _in_layers(original: Any, config: Any, name: str) -> bool:
