@@ -452,6 +452,8 @@ class _Run:
 
     def _capture(self, body: dict[str, Any]) -> None:
         wanted = body.get("values") or body["id"] in self.program.get("values", ())
+        if self.entity(body["of"]).kind == "tensor":
+            wanted = True  # under the capture's own key, which the final state does not overwrite
         self.captures[body["id"]] = self._record(body["of"], body["id"] if wanted else None)
 
     def _read(self, body: dict[str, Any]) -> None:

@@ -353,6 +353,18 @@ def test_set_tensor_can_change_the_dtype(perform: Perform) -> None:
     assert (record["dtype"], record["finite"], record["zero"]) == ("float8_e4m3fn", True, False)
 
 
+def test_a_captured_tensor_keeps_the_values_it_had(perform: Perform) -> None:
+    steps = [
+        {"read": {"id": "weight", "of": "m", "path": "layer.weight"}},
+        {"capture": {"id": "before", "of": "weight"}},
+        {"set_tensor": {"of": "m", "name": "layer.weight", "fill": 7}},
+    ]
+    seen = perform(program(steps, given=[make()]))
+    before, after = seen["captures"]["before"]["values"], seen["entities"]["weight"]["values"]
+    assert not (seen["tensors"][before] == 7).any()
+    assert (seen["tensors"][after] == 7).all()
+
+
 def test_captures_with_values_keep_every_tensor(perform: Perform) -> None:
     steps = [inject(), {"capture": {"id": "c", "of": "m", "values": True}}, {"perturb": {"of": "m"}}]
     seen = perform(program(steps, given=[make()], values=("m",)))
