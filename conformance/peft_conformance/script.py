@@ -90,6 +90,8 @@ class Script:
         yield from (f"import {name}" for name in MODULES if re.search(rf"(?<![.\w]){name}\.", code))
         if "Path(" in code:
             yield "from pathlib import Path"
+        if re.search(r"\bAny\b", code):
+            yield "from typing import Any"
         yield "\nimport torch"
         if "F." in code:
             yield "import torch.nn.functional as F"
