@@ -367,13 +367,12 @@ class _Run:
         """The model's output, and the input it was given."""
         model, made = self.model(body["of"]), self.entity(body["of"]).made
         assert made is not None, f"{body['of']} does not descend from a make_model step"
-        parameter = next(model.parameters(), None)
         value, keyword = models.make_input(
             self.program["models"][made["model"]],
             body.get("input", "default"),
             seed=body.get("input_seed", 0),
             dtype=made.get("dtype", "float32"),
-            device=parameter.device.type if parameter is not None else "cpu",
+            device=made.get("device", "cpu"),  # wherever the implementation may have moved the model
         )
         with _foreign():
             output = model(**{keyword: value}) if keyword else model(value)

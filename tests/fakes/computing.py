@@ -539,7 +539,7 @@ def convolutions_forget_padding(patch: Patches) -> None:
     contributes(patch, shifted)
 
 
-@fake("Conv adapters ignore dilation and groups.", caught_by=["law.forward:as-formula"])
+@fake("Conv adapters ignore dilation and groups.", caught_by=["law.dilation:*"])
 def convolutions_ignore_dilation(patch: Patches) -> None:
     @patch.replace(LORA, "create")
     def create(original: Any, self: Any, config: Any, name: str) -> dict[str, Any]:

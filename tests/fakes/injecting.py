@@ -436,7 +436,8 @@ def matches_substrings(patch: Patches) -> None:
 
 @fake(
     "Entries of a list of targets are regular expressions.",
-    caught_by=["targets.*:adapted"],
+    caught_by=["targets.whole-segments:raises", "targets.whole-segments:not-adapted"],
+    points=[{"entry": "lin."}],
 )
 def list_entries_are_regexes(patch: Patches) -> None:
     @patch.replace(matching, "names_module")

@@ -401,6 +401,7 @@ def searches_names_for_the_prefix(patch: Patches) -> None:
         "get_state_dict.bias*:*",
         "checkpoint.biases:own",
         "checkpoint.biases:every",
+        "load.biases:same-output",
         "set_state_dict.bias:same-output",
     ],
     like="peft 0.18.1, with bias='lora_only'",
