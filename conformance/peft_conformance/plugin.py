@@ -25,7 +25,7 @@ ROW = "peft-conformance"  # the user property that carries a verdict from a work
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The options of design.md, section 0, in a group of their own."""
+    """The runner's options, in a group of their own."""
     group = parser.getgroup("peft-conformance", "conformance of a PEFT implementation")
     group.addoption(
         "--impl",
