@@ -280,6 +280,8 @@ def _standing(
         method = str(case.axes[axis]).upper()
         if wanted is not None and can_inject(suite.cards[method], level) is not wanted:
             return "not-applicable", f"{method} is not in the set {name!r} at API level {level}"
+    if clause.law and (kind := _not_adapted(suite, case)):
+        return "not-applicable", f"{case.axes['method']} does not adapt {kind}"
     for name in case.requires:
         if name in lacks:
             return "unsupported", f"{name}: {lacks[name]}"
@@ -291,3 +293,14 @@ def _standing(
 def can_inject(card: Mapping[str, Any], level: Version | str) -> bool:
     """Whether a card's method can be injected at an API level; outside all of its ranges it cannot."""
     return any(yes for api, yes in injectable(card).items() if contains(api, level))
+
+
+def _not_adapted(suite: Suite, case: Case) -> str | None:
+    """The kind of layer in this case of a law that the method's card does not list, if there is one."""
+    layers = suite.cards[str(case.axes["method"]).upper()].get("layers", ())
+    for value in case.axes.values():
+        model = suite.models.get(str(value))
+        for path, kind, *_ in model.get("chain", ()) if model else ():
+            if path == "layer" and kind not in layers:
+                return str(kind)
+    return None

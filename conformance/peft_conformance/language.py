@@ -83,6 +83,7 @@ class Suite:
             for method, card in sorted(self.cards.items(), key=lambda item: (item[0] != "LORA", item[0]))
             if card["kind"] == wanted.get("kind", card["kind"])
             and wanted.get("injectable", True) in injectable(card).values()
+            and (card.get("complete", False) or "complete" not in wanted)
         )
 
     def file_of(self, entry: Map) -> Path:

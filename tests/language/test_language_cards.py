@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import shutil
+from pathlib import Path
 from typing import Any
 
 import peft_reference
 import pytest
 from peft_conformance.cases import plain_text
-from peft_conformance.expand import can_inject
+from peft_conformance.expand import can_inject, expand
 from peft_conformance.language import Suite, find_specs_dir, load_suite
 
 
@@ -77,3 +79,15 @@ def test_an_unknown_clause_is_answered_with_the_nearest(suite: Suite) -> None:
 @pytest.mark.parametrize(("value", "text"), [(True, "true"), (False, "false"), (1.5, "1.5"), ("x", "x")])
 def test_axis_values_are_spelled_as_in_yaml(value: object, text: str) -> None:
     assert plain_text(value) == text
+
+
+def test_a_card_that_is_complete_joins_the_laws_on_its_own_layers(tmp_path: Path) -> None:
+    specs = shutil.copytree(find_specs_dir(), tmp_path / "specs")
+    card = specs / "methods" / "loha.yaml"
+    card.write_text(card.read_text("utf-8") + "complete: true\n", "utf-8")
+    expansion = expand(load_suite(specs), api_level="0.21.2", clauses=["law.forward"])
+    layers = {case.axes["layer"] for case in expansion.cases if case.axes["method"] == "loha"}
+    assert layers == {"one-linear", "one-linear-biasless", "one-conv1d", "one-conv2d"}
+    assert {s.reason for s in expansion.skipped} == {
+        f"loha does not adapt {kind}" for kind in ("Conv1D", "Embedding", "Conv3d")
+    }
