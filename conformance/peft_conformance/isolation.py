@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils._device
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def isolated() -> Iterator[tuple[Path, list[warnings.WarningMessage]]]:
     cwd, environment, import_path = os.getcwd(), dict(os.environ), list(sys.path)
     states = _random_states()
     dtype, grad, threads = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()
-    device, deterministic = torch.get_default_device(), torch.are_deterministic_algorithms_enabled()
+    device, deterministic = torch.utils._device.CURRENT_DEVICE, torch.are_deterministic_algorithms_enabled()
     warn_only, warn_always = (
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.is_warn_always_enabled(),
@@ -54,7 +55,9 @@ def isolated() -> Iterator[tuple[Path, list[warnings.WarningMessage]]]:
             os.environ.update(environment)
         sys.path[:] = import_path
         torch.set_default_dtype(dtype)
-        if torch.get_default_device() != device:
+        if (
+            device != torch.utils._device.CURRENT_DEVICE
+        ):  # None: no call is intercepted
             torch.set_default_device(device)
         torch.set_grad_enabled(grad)
         now = (

@@ -76,9 +76,7 @@ def set_adapter(
             holder.check_set_adapter(names)
     merged = [m for m in found if isinstance(m, BaseTunerLayer) and m.merged]
     if merged:
-        warnings.warn(
-            "Adapter cannot be set when the model is merged. Unmerging the model first.", stacklevel=2
-        )
+        warnings.warn("Adapters are merged: they are unmerged before others are activated.", stacklevel=2)
     for layer in merged:
         layer.unmerge()
     for holder in found:
@@ -109,7 +107,7 @@ def delete_adapter(
     found = [h for h in holders(model, layer_cls) if getattr(h, "prefix", prefix) == prefix]
     if any(isinstance(h, BaseTunerLayer) and adapter_name in h.merged_adapters for h in found):
         raise ValueError(
-            f"Cannot delete adapter(s) {[adapter_name]} while they are merged. Please unmerge them first."
+            f"Adapter '{adapter_name}' is merged into the base weights: unmerge it before deleting it."
         )
 
     active = next((list(h.active_adapters) for h in found if isinstance(h, BaseTunerLayer)), [])
@@ -119,8 +117,7 @@ def delete_adapter(
         still_active = remaining[:1]
         if still_active:
             warnings.warn(
-                f"Adapter {adapter_name} was active which is now deleted. Setting active adapter to "
-                f"{remaining[0]}.",
+                f"The active adapter '{adapter_name}' is deleted, '{remaining[0]}' is active instead.",
                 stacklevel=2,
             )
     for holder in found:

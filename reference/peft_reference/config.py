@@ -40,8 +40,7 @@ class PeftConfig:
     def __post_init__(self) -> None:
         if self.task_type is not None and self.task_type not in list(TaskType):
             raise ValueError(
-                f"Invalid task type: {self.task_type!r}. Must be one of the following task types: "
-                f"{', '.join(t.value for t in TaskType)}."
+                f"task_type={self.task_type!r} is none of {', '.join(t.value for t in TaskType)}."
             )
         if self.peft_version is None:
             self.peft_version = PEFT_VERSION
@@ -60,7 +59,7 @@ class PeftConfig:
                 isinstance(getattr(self, "target_modules", None), str)
                 and getattr(self, name, None) is not None
             ):
-                raise ValueError(f"`{name}` cannot be used when `target_modules` is a str.")
+                raise ValueError(f"`{name}` needs a list of `target_modules`, not a regex.")
         if getattr(self, "layers_pattern", None) and getattr(self, "layers_to_transform", None) is None:
             raise ValueError(
                 "`layers_pattern` needs `layers_to_transform`: when it is given, that must be too."
@@ -93,7 +92,7 @@ class PeftConfig:
         from .saving import write_files
 
         if os.path.isfile(save_directory):
-            raise AssertionError(f"Provided path ({save_directory}) should be a directory, not a file")
+            raise AssertionError(f"{save_directory} is a file, and a config is saved in a folder.")
         write_files(Path(save_directory), {CONFIG_NAME: self.to_json()})
 
     @classmethod
@@ -107,7 +106,7 @@ class PeftConfig:
         data = dict(data)
         peft_type = data.pop("peft_type", None)
         if peft_type is None and cls is PeftConfig:
-            raise TypeError(f"The config in {where} is missing required keys: {{'peft_type'}}.")
+            raise TypeError(f"The config in {where} has no `peft_type` to say which method it is for.")
         if peft_type is not None and peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
             known = ", ".join(t.value for t in PEFT_TYPE_TO_CONFIG_MAPPING)
             raise ValueError(f"Unknown PEFT type passed: {peft_type} (in {where}). Known: {known}.")
@@ -116,8 +115,8 @@ class PeftConfig:
         unknown = sorted(set(data) - known_fields)
         if unknown:
             warnings.warn(
-                f"Unexpected keyword arguments {unknown} for class {config_cls.__name__} in {where}, these "
-                "are ignored. They may come from a newer version of PEFT.",
+                f"{config_cls.__name__} has no fields {unknown}, found in {where}: left out. A newer "
+                "version may have written them.",
                 stacklevel=2,
             )
         return config_cls(**{name: value for name, value in data.items() if name in known_fields})
@@ -153,7 +152,7 @@ class PeftConfig:
 
         path = find_file(pretrained_model_name_or_path, CONFIG_NAME, subfolder=subfolder, **kwargs)
         if path is None:
-            raise ValueError(f"Can't find '{CONFIG_NAME}' at '{pretrained_model_name_or_path}'")
+            raise ValueError(f"There is no {CONFIG_NAME} in '{pretrained_model_name_or_path}'.")
         return cls.from_dict(cls.from_json_file(path), str(path))
 
 

@@ -82,9 +82,8 @@ class Injection:
         self._check_bias()
         if state_dict is not None and getattr(config, "target_parameters", None):
             raise ValueError(
-                "Trying to inject a PEFT adapter from a state_dict but the PEFT config uses "
-                "`target_parameters`. This is not supported: the keys do not say which parameters were "
-                "targeted. Use the config alone."
+                "`state_dict` cannot be combined with a config that has `target_parameters`: the keys do "
+                "not say which parameters were targeted. Use the config alone."
             )
 
         modules = dict(walk(model))
@@ -146,8 +145,8 @@ class Injection:
         if op is None or op not in self.layer_cls.operators:
             supported = ", ".join(f"`{'.'.join(kind.where)}`" for kind in self.layer_cls.operators)
             raise ValueError(
-                f"Target module '{name}' of type {type(module).__name__} is not supported. Currently, only "
-                f"the following modules are supported: {supported}."
+                f"Target '{name}' is a {type(module).__name__}, which is not supported. Layers that can be "
+                f"adapted: {supported}."
             )
         return self.layer_cls(module, op)
 
@@ -158,8 +157,7 @@ class Injection:
         for op, wrong in ((Linear, True), (Conv1D, False)):
             if op in ops and getattr(self.config, "fan_in_fan_out", None) is wrong:
                 warnings.warn(
-                    f"fan_in_fan_out is set to {wrong} but the target module is `{op.__name__}`. "
-                    f"Setting fan_in_fan_out to {not wrong}.",
+                    f"fan_in_fan_out={wrong} does not fit a `{op.__name__}`: {not wrong} is used.",
                     stacklevel=4,
                 )
                 decided["fan_in_fan_out"] = not wrong
@@ -335,7 +333,7 @@ class BaseTuner(nn.Module):
         """Activate one or several adapters; ValueError for an unknown name."""
         for name in [adapter_name] if isinstance(adapter_name, str) else adapter_name:
             if name not in self.peft_config:
-                raise ValueError(f"Adapter {name} not found. There are: {', '.join(self.peft_config)}.")
+                raise ValueError(f"Adapter '{name}' was not found; there are: {', '.join(self.peft_config)}.")
         set_adapter(self.model, adapter_name, inference_mode, self.tuner_layer_cls)
 
     def set_requires_grad(self, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
@@ -350,7 +348,7 @@ class BaseTuner(nn.Module):
         """Delete an adapter and its config; ValueError if there is none of that name or it is merged."""
         if adapter_name not in self.peft_config:
             raise ValueError(
-                f"Adapter {adapter_name} does not exist. There are: {', '.join(self.peft_config)}."
+                f"There is no adapter '{adapter_name}' to delete; there are: {', '.join(self.peft_config)}."
             )
         delete_adapter(self.model, adapter_name, self.prefix, self.tuner_layer_cls)
         del self.peft_config[adapter_name]

@@ -175,7 +175,7 @@ class BaseTunerLayer(Holder):
     def mergeable_adapters(self, adapter_names: list[str] | None = None) -> list[str]:
         """The named adapters (default: the active ones) that this layer has and has not merged; checked."""
         if isinstance(adapter_names, str):
-            raise TypeError(f"adapter_names should be a list of strings, got {adapter_names!r}.")
+            raise TypeError(f"adapter_names={adapter_names!r} should be a list of names.")
         wanted = self._active_adapter if adapter_names is None else adapter_names
         names = [a for a in wanted if a in self._adapters and a not in self.merged_adapters]
         for adapter in names:
@@ -192,7 +192,7 @@ class BaseTunerLayer(Holder):
             weight, bias = self.fold(adapter, weight, bias)
             if safe_merge and not all(t.isfinite().all() for t in (weight, bias) if t is not None):
                 raise ValueError(
-                    f"NaNs detected in the merged weights. The adapter {adapter} seems to be broken."
+                    f"Merging adapter '{adapter}' would put NaN or infinite values into the weights."
                 )
         return self.op.canonical(weight), bias
 

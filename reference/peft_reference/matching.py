@@ -94,10 +94,7 @@ def resolve_targets(
         model_type: Any = as_dict.get("model_type") or getattr(model_config, "model_type", None)
         if model_type not in defaults:
             known_as = f"model type {model_type!r}" if model_type else type(model).__name__
-            raise ValueError(
-                "Please specify `target_modules` or `target_parameters` in `peft_config`: there is no "
-                f"default for {known_as}."
-            )
+            raise ValueError(f"`target_modules` has to be given: there is no default for {known_as}.")
         targets = defaults[model_type]
     if isinstance(targets, str) and targets.lower() == "all-linear":
         return _all_linear(config, model, modules)
@@ -126,28 +123,19 @@ def select_targets(config: Any, targets: Targets, modules: Modules) -> list[str]
     selected = [name for name in matched if not names_module(exclude, name)]
     if selected:
         if exclude and not any(names_module(exclude, name) for name in modules):
-            warnings.warn(
-                f"You have passed exclude_modules={exclude} but nothing was excluded.", stacklevel=5
-            )
+            warnings.warn(f"exclude_modules={exclude} excludes nothing.", stacklevel=5)
         return selected
     if matched:
         raise NoMatchingPeftModuleError(
-            f"No modules were targeted for adaptation: exclude_modules={exclude} excludes everything that "
-            f"target_modules={config.target_modules} selects ({', '.join(matched)})."
+            f"exclude_modules={exclude} excludes everything that target_modules={config.target_modules} "
+            f"selects ({', '.join(matched)})."
         )
     if not targets:
-        raise NoMatchingPeftModuleError(
-            "No `target_modules` passed but also no `target_parameters` found. Please check these arguments."
-        )
+        raise NoMatchingPeftModuleError("`target_modules` is empty: there is nothing to adapt.")
     limits = {field: getattr(config, field, None) for field in ("layers_to_transform", "layers_pattern")}
     raise NoMatchingPeftModuleError(
-        f"Target modules {targets} not found in the base model. Please check the target modules and try "
-        "again."
-        + "".join(
-            f" Note: You specified '{field}': {value}."
-            for field, value in limits.items()
-            if value is not None
-        )
+        f"Target modules {targets} not found in the base model."
+        + "".join(f" {field}={value} restricts them." for field, value in limits.items() if value is not None)
     )
 
 
@@ -167,7 +155,7 @@ def select_by_keys(
     if not selected:
         raise NoMatchingPeftModuleError(
             f"Target modules {sorted(owners)} not found in the base model: no key of the state_dict "
-            "belongs to one of its modules. Please check the state_dict and try again."
+            "belongs to one of its modules."
         )
     exclude = getattr(config, "exclude_modules", None)
     meant = {n for n in modules if targets and is_target(targets, config, n) and not names_module(exclude, n)}

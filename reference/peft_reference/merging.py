@@ -22,9 +22,9 @@ def merge_adapter(model: nn.Module, adapter_names: list[str] | None = None, safe
     todo = {layer: names for layer in layers if (names := layer.mergeable_adapters(adapter_names))}
     merged_before = sorted({name for layer in layers for name in layer.merged_adapters})
     if merged_before and not todo:
-        warnings.warn("All adapters are already merged, nothing to do.", stacklevel=3)
+        warnings.warn("Everything to merge is merged already.", stacklevel=3)
     elif merged_before:
-        warnings.warn(f"Already following adapters were merged {','.join(merged_before)}.", stacklevel=3)
+        warnings.warn(f"Merging on top of what is merged already: {', '.join(merged_before)}.", stacklevel=3)
     if safe_merge:
         for layer, names in todo.items():
             layer.merged_base(names, safe_merge)
@@ -36,7 +36,7 @@ def unmerge_adapter(model: nn.Module) -> None:
     """Put the base weights back, bit for bit."""
     layers = [m for _, m in walk(model) if isinstance(m, BaseTunerLayer)]
     if not any(layer.merged for layer in layers):
-        warnings.warn("Already unmerged. Nothing to do.", stacklevel=3)
+        warnings.warn("No adapter is merged, so that none can be unmerged.", stacklevel=3)
     for layer in layers:
         layer.unmerge()
 

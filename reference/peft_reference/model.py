@@ -132,11 +132,10 @@ class PeftModel(nn.Module):
     ) -> Injection:
         if config.peft_type != self.peft_type:
             raise ValueError(
-                f"Cannot combine adapters with different peft types. Found {self.peft_type} and "
-                f"{config.peft_type}."
+                f"A {config.peft_type} adapter cannot join {self.peft_type} adapters in one PeftModel."
             )
         if adapter_name in self.peft_config:
-            raise ValueError(f"Adapter with name '{adapter_name}' already exists.")
+            raise ValueError(f"An adapter '{adapter_name}' already exists.")
         _warn_about_name(adapter_name, type(self.base_model))
         done = self.base_model.add_adapter(adapter_name, config, low_cpu_mem_usage)
         cast_adapter_dtype(self.get_base_model(), adapter_name, autocast)
@@ -208,7 +207,7 @@ class PeftModel(nn.Module):
         folder.
         """
         if os.path.isfile(save_directory):
-            raise ValueError(f"Provided path ({save_directory}) should be a directory, not a file")
+            raise ValueError(f"{save_directory} is a file, and adapters are saved in a folder.")
         if path_initial_model_for_weight_conversion is not None:
             raise UnsupportedOptionError(
                 "Converting initialised weights on save is not implemented in the reference."
@@ -216,10 +215,7 @@ class PeftModel(nn.Module):
         names = list(self.peft_config) if selected_adapters is None else list(selected_adapters)
         unknown = [name for name in names if name not in self.peft_config]
         if unknown:
-            raise ValueError(
-                f"You passed an invalid `selected_adapters` argument: {unknown} not among "
-                f"{list(self.peft_config)}."
-            )
+            raise ValueError(f"selected_adapters names {unknown}; there are: {list(self.peft_config)}.")
         folders = {name: saving.adapter_folder(save_directory, name) for name in names}
         given: Any = kwargs.get("state_dict")
         embeddings: Any = save_embedding_layers
@@ -272,7 +268,7 @@ class PeftModel(nn.Module):
         error.
         """
         if config is not None and not isinstance(config, PeftConfig):
-            raise ValueError(f"The input config must be a PeftConfig, got {type(config)}")
+            raise ValueError(f"config should be a PeftConfig, got a {type(config).__name__}.")
         _refuse_offload(ephemeral_gpu_offload)
         if config is None:
             config = PeftConfig.from_pretrained(model_id, **kwargs)
@@ -371,26 +367,24 @@ def get_peft_model(
     tuner_for(peft_config, "get_peft_model")
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         warnings.warn(
-            "You are trying to modify a model with PEFT for a second time. If you want to reload the "
-            "model with a different config, make sure to call `.unload()` before.",
+            "This model is modified for the second time. To start over with another config, call `.unload()` "
+            "on its PeftModel.",
             stacklevel=2,
         )
     if getattr(model, "peft_config", None):
         warnings.warn(
-            "Already found a `peft_config` attribute in the model. This leads to several adapters in the "
-            "model.",
+            "The model has a `peft_config` already and will hold several adapters.",
             stacklevel=2,
         )
     old_name, new_name = peft_config.base_model_name_or_path, saving.base_model_name(model)
     if old_name is not None and old_name != new_name:
         warnings.warn(
-            f"The PEFT config's `base_model_name_or_path` was renamed from '{old_name}' to '{new_name}'.",
+            f"The config names the base model '{old_name}', and this one is '{new_name}', which is recorded.",
             stacklevel=2,
         )
     if revision is not None and peft_config.revision not in (None, revision):
         warnings.warn(
-            f"peft config has already set base model revision to {peft_config.revision}, overwriting with "
-            f"{revision}.",
+            f"The config's revision {peft_config.revision} is replaced by {revision}.",
             stacklevel=2,
         )
     peft_model = PeftModel(model, peft_config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
@@ -409,8 +403,8 @@ def cast_mixed_precision_params(model: nn.Module, dtype: torch.dtype) -> None:
 def _warn_about_name(adapter_name: str, tuner_cls: type[BaseTuner]) -> None:
     if isinstance(adapter_name, str) and adapter_name and adapter_name in tuner_cls.prefix:
         warnings.warn(
-            f"Adapter name '{adapter_name}' should not be contained in the prefix '{tuner_cls.prefix}'. "
-            "PEFT may reinitialise such an adapter when it loads it.",
+            f"The adapter's name '{adapter_name}' is part of the prefix '{tuner_cls.prefix}': other "
+            "implementations may not load its weights.",
             stacklevel=4,
         )
 

@@ -174,7 +174,7 @@ def load_peft_weights(
         model_id, WEIGHTS_NAME, **hf_hub_download_kwargs
     )
     if path is None:
-        raise ValueError(f"Can't find '{SAFETENSORS_WEIGHTS_NAME}' or '{WEIGHTS_NAME}' at '{model_id}'")
+        raise ValueError(f"There is neither {SAFETENSORS_WEIGHTS_NAME} nor {WEIGHTS_NAME} in '{model_id}'.")
     try:
         if path.suffix == ".safetensors":
             tensors = load_file(path, device=str(device or "cpu"))
@@ -213,4 +213,4 @@ def base_model_name(model: nn.Module) -> str | None:
 def warn_if_missing(missing: list[str]) -> None:
     """Say which of an adapter's weights a checkpoint lacks."""
     if missing:
-        warnings.warn(f"Found missing adapter keys while loading the checkpoint: {missing}.", stacklevel=4)
+        warnings.warn(f"The checkpoint is missing weights of the adapter: {missing}.", stacklevel=4)

@@ -139,9 +139,7 @@ def set_peft_model_state_dict(
         for key, got, want in mismatched
     ]
     if told and not ignore_mismatched_sizes:
-        raise RuntimeError(
-            f"Error(s) in loading state_dict for {type(model).__name__}:\n\t" + "\n\t".join(told)
-        )
+        raise RuntimeError(f"The state dict does not fit {type(model).__name__}:\n\t" + "\n\t".join(told))
     skipped = {key for key, _, _ in mismatched}
     for entry in entries:
         if (
@@ -181,11 +179,11 @@ def set_base_model_state_dict(
         if key in base and value.shape != base[key][1].shape
     ]
     if strict and missing:
-        problems.append(f"Missing key(s) in state_dict: {missing}")
+        problems.append(f"missing keys: {missing}")
     if strict and unexpected:
-        problems.append(f"Unexpected key(s) in state_dict: {unexpected}")
+        problems.append(f"unexpected keys: {unexpected}")
     if problems:
-        raise RuntimeError("Error(s) in loading state_dict:\n\t" + "\n\t".join(problems))
+        raise RuntimeError("The state dict does not fit the base model:\n\t" + "\n\t".join(problems))
     model.load_state_dict(
         {base[key][0]: value for key, value in state_dict.items() if key in base}, strict=False
     )
@@ -251,9 +249,7 @@ def _embeddings_changed(model: Any, config: Any) -> bool:
     """Whether the embeddings belong into the checkpoint: one is adapted, or the vocabulary was resized."""
     targets = getattr(config, "target_modules", None) or ()
     if any(name in targets for name in EMBEDDING_LAYER_NAMES):
-        warnings.warn(
-            "Setting `save_embedding_layers` to `True` as embedding layers are adapted.", stacklevel=3
-        )
+        warnings.warn("`save_embedding_layers` is taken as True: embedding layers are adapted.", stacklevel=3)
         return True
     size = getattr(getattr(model, "config", None), "vocab_size", None)
     model_id = getattr(config, "base_model_name_or_path", None)
@@ -264,13 +260,12 @@ def _embeddings_changed(model: Any, config: Any) -> bool:
     original = base_vocab_size(model_id)
     if original is None:
         warnings.warn(
-            f"Could not find a config file in {model_id}: assuming that the vocabulary was not modified.",
+            f"There is no config of the base model in {model_id}: its vocabulary is taken as unchanged.",
             stacklevel=3,
         )
     elif original != size:
         warnings.warn(
-            f"Setting `save_embedding_layers` to `True` as the vocabulary was resized from {original} to "
-            f"{size}.",
+            f"`save_embedding_layers` is taken as True: the vocabulary went from {original} to {size}.",
             stacklevel=3,
         )
         return True
@@ -281,9 +276,7 @@ def _embedding_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
     """(key, tensor) of the input and output embeddings, without the adapters on them."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not is_transformers_model(inner):
-        warnings.warn(
-            "Could not identify embedding layer(s): the model is not a transformers model.", stacklevel=4
-        )
+        warnings.warn("The embedding layers are not known: this is no transformers model.", stacklevel=4)
         return
     ends = {id(m) for m in (inner.get_input_embeddings(), inner.get_output_embeddings()) if m is not None}
     for name, module in walk(model):

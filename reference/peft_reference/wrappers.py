@@ -29,7 +29,7 @@ class ModulesToSaveWrapper(Holder):
         """TypeError for a module that cannot be replaced by a wrapper."""
         containers = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
         if isinstance(module, (*containers, BaseTunerLayer)):
-            raise TypeError(f"modules_to_save cannot be applied to '{name}' of type {type(module)}.")
+            raise TypeError(f"'{name}' is a {type(module).__name__}, which modules_to_save cannot copy.")
 
     def create(self) -> nn.Module:
         """A copy of the original for one more adapter, not yet attached."""
@@ -80,7 +80,7 @@ class ModulesToSaveWrapper(Holder):
         """ValueError if more than one of these adapters has a copy here: only one can compute the output."""
         with_copy = [name for name in adapter_names if name in self.modules_to_save]
         if len(with_copy) > 1:
-            raise ValueError(f"Only one adapter can be set at a time for {self}, got {with_copy}.")
+            raise ValueError(f"{with_copy} have copies of one module: only one of them can be active.")
 
     def __getattr__(self, name: str) -> Any:
         try:

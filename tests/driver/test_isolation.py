@@ -13,6 +13,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+import torch.utils._device
 from peft_conformance.isolation import global_state, isolated
 
 
@@ -23,7 +24,7 @@ def everything() -> dict[str, Any]:
         "environment": dict(os.environ),
         "path": list(sys.path),
         "filters": list(warnings.filters),
-        "device": torch.get_default_device(),
+        "device": torch.utils._device.CURRENT_DEVICE,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(),
         "warn": torch.is_warn_always_enabled(),

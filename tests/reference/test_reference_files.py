@@ -136,14 +136,14 @@ BROKEN: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "adapter_model.safetensors is no complete file",
     ),
-    "weights missing": (lambda folder: (folder / WEIGHTS).unlink(), ValueError, "Can't find 'adapter_model"),
+    "weights missing": (lambda folder: (folder / WEIGHTS).unlink(), ValueError, "neither adapter_model"),
     "weights of another shape": (
         other_shape,
         RuntimeError,
         r"lin0\.lora_A\.weight: the checkpoint has \(7, 8\), the model has \(3, 8\)",
     ),
     "copy incomplete": (no_copy, KeyError, r"lin1\.bias"),
-    "config missing": (lambda folder: (folder / CONFIG).unlink(), ValueError, "Can't find 'adapter_config"),
+    "config missing": (lambda folder: (folder / CONFIG).unlink(), ValueError, "no adapter_config"),
     "config not JSON": (
         lambda folder: (folder / CONFIG).write_text('{"r": 3,'),
         ValueError,
@@ -194,7 +194,7 @@ def test_a_broken_adapter_leaves_the_adapters_that_are_there_alone(saved: Path, 
 
 def test_unknown_fields_are_dropped_with_a_warning(saved: Path) -> None:
     edit(saved, field_of_tomorrow=1, runtime_config={"ephemeral_gpu_offload": True})
-    with pytest.warns(UserWarning, match="Unexpected keyword arguments.*field_of_tomorrow.*runtime_config"):
+    with pytest.warns(UserWarning, match="no fields.*field_of_tomorrow.*runtime_config"):
         config = peft.PeftConfig.from_pretrained(saved)
     assert config.r == 3
     assert config.runtime_config == peft.LoraRuntimeConfig()

@@ -90,10 +90,10 @@ class LoraConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType.LORA
         if isinstance(self.target_parameters, str):
-            raise TypeError("`target_parameters` must be a list of strings or None.")
+            raise TypeError("`target_parameters` should be a list of names, not a string.")
         if self.lora_bias and (self.use_dora or self.init_lora_weights not in (True, False)):
             raise ValueError(
-                "The argument lora_bias=True is only supported with use_dora=False and "
+                "lora_bias=True needs use_dora=False and "
                 f"init_lora_weights=True or False, got use_dora={self.use_dora} and "
                 f"init_lora_weights={self.init_lora_weights}."
             )
@@ -108,18 +108,14 @@ class LoraConfig(PeftConfig):
         if self.runtime_config.ephemeral_gpu_offload:
             raise UnsupportedOptionError("LoRA's ephemeral_gpu_offload is not implemented in the reference.")
         if self.bias not in ("none", "all", "lora_only"):
-            raise NotImplementedError(
-                f"Requested bias: {self.bias}, is not implemented. Use none, all or lora_only."
-            )
+            raise NotImplementedError(f"bias={self.bias!r} is not implemented: use none, all or lora_only.")
         init = self.init_lora_weights
         if not isinstance(init, bool) and str(init).lower() != "gaussian":
             if str(init).lower().startswith(self._inits_not_offered):
                 raise UnsupportedOptionError(
                     f"init_lora_weights={init!r} is not implemented in the reference."
                 )
-            raise ValueError(
-                f"Unknown initialization init_lora_weights={init!r}: use True, False or 'gaussian'."
-            )
+            raise ValueError(f"init_lora_weights={init!r} is not known: use True, False or 'gaussian'.")
 
 
 class LoraLayer(BaseTunerLayer):
@@ -153,9 +149,7 @@ class LoraLayer(BaseTunerLayer):
         """The rank must be positive, and a multiple of a convolution's groups."""
         r = pattern_value(config.rank_pattern, name, config.r)
         if r <= 0:
-            raise ValueError(
-                f"`r` should be a positive integer value but the value passed is {r} (for '{name}')."
-            )
+            raise ValueError(f"The rank of '{name}' should be positive, got r={r}.")
         if not 0 <= config.lora_dropout <= 1:
             raise ValueError(f"`lora_dropout` should be a probability, got {config.lora_dropout}.")
         groups = getattr(base, "groups", 1)
@@ -236,14 +230,14 @@ class LoraLayer(BaseTunerLayer):
         """Neither with groups, nor a LoRA bias into a layer without one."""
         self.check_groups()
         if self.bias is None and adapter in self.lora_B and self.lora_B[adapter].bias is not None:
-            raise RuntimeError(
-                "Impossible to merge LoRA with `lora_bias=True` because the base layer has no bias."
-            )
+            raise RuntimeError("`lora_bias=True` cannot be merged into a layer without bias.")
 
     def check_groups(self) -> None:
         """With groups, A reads all channels: the product is dense and has no place in a grouped weight."""
         if getattr(self.get_base_layer(), "groups", 1) > 1:
-            raise NotImplementedError("Merging LoRA is not supported for convolutions with groups > 1.")
+            raise NotImplementedError(
+                "LoRA's delta is dense and cannot be merged into a convolution with groups > 1."
+            )
 
 
 class LoraModel(BaseTuner):
