@@ -55,9 +55,7 @@ def isolated() -> Iterator[tuple[Path, list[warnings.WarningMessage]]]:
             os.environ.update(environment)
         sys.path[:] = import_path
         torch.set_default_dtype(dtype)
-        if (
-            device != torch.utils._device.CURRENT_DEVICE
-        ):  # None: no call is intercepted
+        if device != torch.utils._device.CURRENT_DEVICE:  # None: no call is intercepted
             torch.set_default_device(device)
         torch.set_grad_enabled(grad)
         now = (
