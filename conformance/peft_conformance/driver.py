@@ -54,7 +54,6 @@ LAYER_CLASSES = {
     "LoHaLayer": "tuners.loha.LoHaLayer",
     "ModulesToSaveWrapper": "utils.ModulesToSaveWrapper",
 }
-SPECIAL_CONFIGS = ("none", "unknown", "not-a-config")
 NOISE = 0.3  # standard deviation of `perturb`: large beside initial values, small beside overflow
 
 
@@ -161,7 +160,7 @@ class _Run:
             self._step(step, "when")
         globals_after = global_state(self.folder)
         values = self.program.get("values", ())
-        final = {id: self._record(id, id if id in values else None) for id in self.entities}
+        final = {id: self._record(id, with_values=id in values) for id in self.entities}
         return {
             "case": self.program.get("case"),
             "implementation": self.subject.identity,
@@ -176,10 +175,11 @@ class _Run:
             "tensors": self.recorder.tensors,
         }
 
-    def _record(self, id: str, values: str | None = None) -> Record:
+    def _record(self, id: str, key: str | None = None, *, with_values: bool = False) -> Record:
+        """The record of an entity; its values, where wanted, under `key` (by default the entity's own)."""
         entity = self.entity(id)
-        if entity.kind == "tensor":
-            values = values or id  # outputs are what `close` compares: always with their values
+        with_values = with_values or entity.kind == "tensor"  # outputs are what `close` compares
+        values = (key or id) if with_values else None
         return self.recorder.record(entity.value, entity.kind, values) | entity.note
 
     def entity(self, id: str) -> Entity:
@@ -451,9 +451,7 @@ class _Run:
 
     def _capture(self, body: dict[str, Any]) -> None:
         wanted = body.get("values") or body["id"] in self.program.get("values", ())
-        if self.entity(body["of"]).kind == "tensor":
-            wanted = True  # under the capture's own key, which the final state does not overwrite
-        self.captures[body["id"]] = self._record(body["of"], body["id"] if wanted else None)
+        self.captures[body["id"]] = self._record(body["of"], body["id"], with_values=bool(wanted))
 
     def _read(self, body: dict[str, Any]) -> None:
         source = self.entity(body["of"])

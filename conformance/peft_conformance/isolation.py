@@ -85,7 +85,7 @@ def global_state(folder: Path) -> dict[str, Any]:
     """
     digest = blake2b(digest_size=8)
     for part in _random_states().values():
-        digest.update(repr(part.tolist() if isinstance(part, torch.Tensor) else part).encode())
+        digest.update(part.numpy().tobytes() if isinstance(part, torch.Tensor) else repr(part).encode())
     filters = [tuple(map(str, entry)) for entry in warnings.filters]
     return {
         "rng": digest.hexdigest(),
