@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +17,9 @@ from peft_conformance.cases import Case, Clause
 from peft_conformance.expand import points
 from peft_conformance.language import FOLDERS, SpecError, SpecErrors, Suite, find_specs_dir, load_suite
 from peft_conformance.lint import lint as faults_of
+from peft_conformance.reading import closest
 from peft_conformance.run import sources, yaml_lines
+from peft_conformance.trace import Demand, demands, gaps
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="The conformance suite for PEFT-style adapters."
@@ -104,41 +106,66 @@ def list_clauses() -> None:
 
 
 @app.command()
-def coverage() -> None:
-    """Count the rows of the behaviour inventory and the sentences of the documents that clauses cover."""
+def trace(
+    only: Annotated[
+        list[str] | None, typer.Argument(help="Documents, areas or clauses; without any, all of them.")
+    ] = None,
+) -> None:
+    """What each sentence and row led to, and what each clause answers; exit status 1 on a gap."""
     suite = _suite()
-    rows = {row for clause in suite.clauses for row in clause.rows}
-    cited = {(s.get("document"), s.get("sentence")) for clause in suite.clauses for s in clause.sources}
-    areas = [
-        (area, {row: row in rows for row in listed}, suite.rows["excluded"])
-        for area, listed in suite.rows.get("areas", {}).items()
-    ]
-    documents = [
-        (
-            name,
-            {s["id"]: (name, s["id"]) in cited for s in document["sentences"]},
-            {s["id"] for s in document["sentences"] if "excluded" in s},
-        )
-        for name, document in suite.sources.items()
-    ]
-    _print_coverage("behaviours, by area", areas)
-    _print_coverage("sentences, by document", documents)
+    found = demands(suite)
+    groups = dict.fromkeys(demand.group for demand in found)
+    clauses = {clause.id for clause in suite.clauses}
+    for name in only or ():
+        if name not in groups and name not in clauses:
+            near = closest(name, [*groups, *clauses])
+            raise typer.BadParameter(
+                f"no document, area or clause {name!r}" + (f"; did you mean {near!r}?" if near else "")
+            )
+    chosen = [d for d in found if not only or d.group in only]
+    for group in dict.fromkeys(d.group for d in chosen):
+        console.print(f"\n{group}", style="bold", markup=False)
+        for demand in (d for d in chosen if d.group == group):
+            console.print(f"  {demand.id.rpartition('#')[2]}  {demand.says}".rstrip(), markup=False)
+            console.print(f"    {_answer(demand)}", markup=False)
+    console.print("\nclauses", style="bold")
+    for clause in suite.clauses:
+        answered = [d for d in chosen if clause.id in d.clauses]
+        if clause.id in (only or ()):
+            answered = [d for d in found if clause.id in d.clauses]
+        elif only and not answered:
+            continue
+        console.print(f"  {clause.id}  {clause.text}", markup=False)
+        told = [d.id for d in answered] or [f"observed: {s['observed']}" for s in clause.sources]
+        console.print(f"    answers {', '.join(told)}", markup=False)
+    _print_counts(chosen)
+    if open_ := gaps(chosen):
+        console.print(f"{len(open_)} untriaged: {', '.join(d.id for d in open_)}", markup=False)
+        raise typer.Exit(1)
 
 
-def _print_coverage(title: str, entries: Sequence[tuple[str, dict[str, bool], Collection[str]]]) -> None:
-    """A table of what is covered, excluded with a reason, or missing; then the names of what is missing."""
-    table = Table("", "all", "covered", "excluded", "missing", title=title, title_justify="left")
-    absent: list[str] = []
-    for name, things, excluded in entries:
-        missing = [thing for thing, covered in things.items() if not covered and thing not in excluded]
-        covered = sum(things.values())
-        table.add_row(
-            name, *map(str, (len(things), covered, len(things) - covered - len(missing), len(missing)))
+def _answer(demand: Demand) -> str:
+    """What became of a demand, in a line."""
+    if demand.clauses:
+        return ", ".join(demand.clauses)
+    if demand.same_as:
+        return f"the same as {demand.same_as}"
+    return f"excluded: {demand.excluded}" if demand.excluded else "UNTRIAGED"
+
+
+def _print_counts(found: Sequence[Demand]) -> None:
+    """How many demands of each document and area a clause answers, or a reason excludes, or nothing does."""
+    table = Table("document or area", "all", "covered", "same as", "excluded", "untriaged")
+    for group in dict.fromkeys(d.group for d in found):
+        these = [d for d in found if d.group == group]
+        counts = (
+            sum(bool(d.clauses) for d in these),
+            sum(bool(d.same_as) for d in these),
+            sum(bool(d.excluded) for d in these),
+            len(gaps(these)),
         )
-        absent += [f"{name}: {thing}" for thing in missing]
+        table.add_row(group, str(len(these)), *map(str, counts))
     console.print(table)
-    for line in absent:
-        console.print(f"  missing {line}", markup=False)
 
 
 @app.command("run", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})

@@ -25,6 +25,7 @@ from peft_conformance.models import LAYERS
 from peft_conformance.ranges import outside, untiled
 from peft_conformance.reading import Map, Seq, SpecError, closest
 from peft_conformance.schemas import schema_errors
+from peft_conformance.trace import demands, gaps
 
 NO_CARD = ("none", "unknown", "not-a-config")  # what make_config makes beside the configs of methods
 MAKES = {
@@ -184,35 +185,34 @@ def _reached(clauses: Mapping[str, Clause], start: str) -> set[str]:
 
 
 def _coverage(suite: Suite) -> Iterator[SpecError]:
-    """Sentences and rows that neither a clause covers nor a reason excludes, or that both do."""
-    cited = {(s.get("document"), s.get("sentence")) for clause in suite.clauses for s in clause.sources}
-    for name, inventory in suite.sources.items():
-        file, seen = suite.file_of(inventory), set[str]()
-        for entry, line in zip(inventory["sentences"], inventory["sentences"].lines, strict=True):
-            here, what = entry["id"], f"sentence {entry['id']!r}"
-            if here in seen:
-                yield SpecError(file, line, f"{what} is listed twice")
-            seen.add(here)
-            if "excluded" in entry and (name, here) in cited:
-                yield SpecError(file, line, f"{what} is excluded, but a clause cites it")
-            if inventory.get("complete") and "excluded" not in entry and (name, here) not in cited:
-                yield SpecError(file, line, f"{what} has neither a clause nor a reason to be excluded")
-    rows = suite.rows
-    if not rows:
-        return
-    file = next(file for file, data in suite.files.items() if data.get("areas") is rows["areas"])
-    covered = {row for clause in suite.clauses for row in clause.rows}
-    excluded = rows["excluded"]
-    for listed in rows["areas"].values():
-        for row, line in zip(listed, listed.lines, strict=True):
-            if row not in covered and row not in excluded:
-                yield SpecError(file, line, f"row {row} has neither a clause nor a reason to be excluded")
-    known = {row for listed in rows["areas"].values() for row in listed}
+    """Sentences and rows that no clause, reason or other sentence answers, or more than one of these."""
+    found = demands(suite)
+    sentences = {d.id: d for d in found if d.kind == "sentence"}
+    seen = set[str]()
+    for d in found:
+        if d.id in seen:
+            yield SpecError(d.file, d.line, f"{d.name} is listed twice")
+        seen.add(d.id)
+        if d.excluded and d.clauses:
+            yield SpecError(d.file, d.line, f"{d.name} is excluded, but a clause cites it")
+        if d.same_as and (d.excluded or d.clauses):
+            yield SpecError(d.file, d.line, f"{d.name} names another sentence and has an answer of its own")
+        if d.same_as and d.same_as not in sentences:
+            yield SpecError(
+                d.file, d.line, f"{d.name} names unknown sentence {d.same_as}", closest(d.same_as, sentences)
+            )
+        elif d.same_as and sentences[d.same_as].same_as:
+            yield SpecError(
+                d.file, d.line, f"{d.name} names {d.same_as}, which itself names another sentence"
+            )
+    for d in gaps(found):
+        yield SpecError(d.file, d.line, f"{d.name} has neither a clause nor a reason to be excluded")
+    rows = {d.id for d in found if d.kind == "row"}
+    excluded = suite.rows.get("excluded", {})
     for row in excluded:
-        if row not in known:
-            yield SpecError(file, excluded.lines[row], f"excludes unknown row {row}", closest(row, known))
-        elif row in covered:
-            yield SpecError(file, excluded.lines[row], f"row {row} is excluded, but a clause cites it")
+        if row not in rows:
+            file = next(file for file, data in suite.files.items() if data.get("excluded") is excluded)
+            yield SpecError(file, excluded.lines[row], f"excludes unknown row {row}", closest(row, rows))
 
 
 # --- one clause -----------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from peft_conformance import cli
 from peft_conformance.cli import app
+from peft_conformance.language import find_specs_dir, load_suite
 from suite_runs import ALONE, IMPLEMENTATIONS, PLUGINS, SPECS, arguments
 from typer.testing import CliRunner, Result
 
@@ -76,11 +78,36 @@ def test_list_names_each_clause_with_its_sentence() -> None:
     assert "inject.in-place" in result.output
 
 
-def test_coverage_counts_rows_and_sentences() -> None:
-    result = invoke("coverage")
+def test_trace_goes_from_sentences_to_clauses_and_back() -> None:
+    result = invoke("trace", "functions-for-integration")
     assert result.exit_code == 0
-    assert "behaviours, by area" in result.output
-    assert "functions-for-integration" in result.output
+    lines = result.output.splitlines()
+    sentence = next(i for i, line in enumerate(lines) if line.startswith("  delete-returns-none  "))
+    assert "delete.none-when-last" in lines[sentence + 1]
+    clause = next(i for i, line in enumerate(lines) if line.startswith("  delete.none-when-last  "))
+    assert "functions-for-integration#delete-returns-none" in lines[clause + 1]
+
+
+def test_trace_of_all_finds_nothing_untriaged() -> None:
+    result = invoke("trace")
+    assert result.exit_code == 0, result.output[-2000:]
+    assert "UNTRIAGED" not in result.output
+
+
+def test_trace_fails_on_a_sentence_without_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = load_suite(find_specs_dir())
+    sentence = next(s for s in suite.sources["adapter-injection"]["sentences"] if "excluded" in s)
+    del sentence["excluded"]
+    monkeypatch.setattr(cli, "load_suite", lambda folder: suite)
+    result = invoke("trace", "adapter-injection")
+    assert result.exit_code == 1
+    assert f"1 untriaged: adapter-injection#{sentence['id']}" in result.output
+
+
+def test_trace_of_something_unknown_suggests_a_name() -> None:
+    result = invoke("trace", "adapter-injectio")
+    assert result.exit_code == 2
+    assert "did you mean 'adapter-injection'?" in result.output
 
 
 def test_run_hands_further_arguments_to_pytest(
