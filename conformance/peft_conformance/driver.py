@@ -32,6 +32,7 @@ from torch import nn
 from peft_conformance import models
 from peft_conformance.isolation import global_state, isolated, seed_all
 from peft_conformance.records import TEXT_LIMIT, Record, Recorder, mro
+from peft_conformance.script_parts import train
 
 Observation = dict[str, Any]  # JSON, but for "tensors": {key: tensor}, which travels as a safetensors file
 
@@ -363,22 +364,29 @@ class _Run:
 
     # --- running and changing models
 
-    def _output(self, body: dict[str, Any]) -> tuple[Any, torch.Tensor]:
-        """The model's output, and the input it was given."""
-        model, made = self.model(body["of"]), self.entity(body["of"]).made
+    def _input(self, body: dict[str, Any]) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        """The tensors that a step gives to its model, by position and by keyword."""
+        made = self.entity(body["of"]).made
         assert made is not None, f"{body['of']} does not descend from a make_model step"
-        value, keyword = models.make_input(
+        tensors = models.make_input(
             self.program["models"][made["model"]],
             body.get("input", "default"),
             seed=body.get("input_seed", 0),
             dtype=made.get("dtype", "float32"),
             device=made.get("device", "cpu"),  # wherever the implementation may have moved the model
         )
+        return [tensors.pop(None)] if None in tensors else [], {str(k): v for k, v in tensors.items()}
+
+    def _output(self, body: dict[str, Any]) -> tuple[Any, torch.Tensor]:
+        """The model's output, and the (first) input it was given."""
+        model, (args, kwargs) = self.model(body["of"]), self._input(body)
+        value = next(iter([*args, *kwargs.values()]))
         with _foreign():
-            output = model(**{keyword: value}) if keyword else model(value)
-        for name in ("logits", "last_hidden_state"):  # of a transformers output
-            if isinstance(getattr(output, name, None), torch.Tensor):
-                return getattr(output, name), value
+            output = model(*args, **kwargs)
+        if not isinstance(output, torch.Tensor):
+            for name in [body["output"]] if "output" in body else models.OUTPUTS:
+                if isinstance(getattr(output, name, None), torch.Tensor):
+                    return getattr(output, name), value
         return output, value
 
     def _forward(self, body: dict[str, Any]) -> None:
@@ -387,6 +395,21 @@ class _Run:
         self.recorder.tensors[key] = value.detach().cpu().clone()
         kind = "tensor" if isinstance(output, torch.Tensor) else None
         self.entities[body["id"]] = Entity(output, kind, note={"input": key, "of": body["of"]})
+
+    def _generate(self, body: dict[str, Any]) -> None:
+        _, kwargs = self._input(body)
+        args = [kwargs.pop("input_ids")] if body.get("positional") else []
+        with _foreign(), models.quiet_transformers():
+            tokens = self.model(body["of"]).generate(
+                *args, **kwargs, **models.greedy(body.get("new_tokens", 6))
+            )  # type: ignore[operator]
+        self.entities[body["id"]] = Entity(tokens, "tensor" if isinstance(tokens, torch.Tensor) else None)
+
+    def _train(self, body: dict[str, Any]) -> None:
+        _, kwargs = self._input(body)
+        steps, checkpointing = body.get("steps", 2), body.get("gradient_checkpointing", False)
+        with _foreign(), models.quiet_transformers():
+            train(self.model(body["of"]), kwargs, steps, checkpointing, self.folder)
 
     def _backward(self, body: dict[str, Any]) -> None:
         output, _ = self._output(body)
@@ -484,6 +507,8 @@ STEPS: dict[str, Callable[[_Run, Any], None]] = {
     "edit_file": _Run._edit_file,
     "forward": _Run._forward,
     "backward": _Run._backward,
+    "generate": _Run._generate,
+    "train": _Run._train,
     "perturb": _Run._perturb,
     "set_tensor": _Run._set_tensor,
     "capture": _Run._capture,

@@ -34,6 +34,7 @@ MAKES = {
     "make_folder": "folder",
     "edit_state_dict": "state_dict",
     "forward": "tensor",
+    "generate": "tensor",
     "read": "any",
     "look_up": "callable",
 }
@@ -42,6 +43,8 @@ USES: dict[str, dict[str, tuple[str, ...]]] = {  # step -> key -> kinds of entit
     "edit_file": {"folder": ("folder",)},
     "forward": {"of": ("model",)},
     "backward": {"of": ("model",)},
+    "generate": {"of": ("model",)},
+    "train": {"of": ("model",)},
     "perturb": {"of": ("model",)},
     "set_tensor": {"of": ("model",)},
     "set_mode": {"of": ("model",)},
@@ -415,7 +418,7 @@ class _ClauseLint:
         if made in self.entities:
             self.error(step.line, f"entity {made!r} is made twice, first on line {self.entities[made].line}")
         elif made:
-            attempt = not given and word in ("forward", "read", "look_up")
+            attempt = not given and word in ("forward", "generate", "read", "look_up")
             captured = word == "capture"
             self.entities[made] = _Entity(kind, step.line, given, captured, models, values, attempt=attempt)
         if label in self.labels and label != made:

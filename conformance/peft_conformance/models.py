@@ -8,6 +8,7 @@ script that stands alone.
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -21,6 +22,9 @@ DTYPES = {
     for name in ("float16", "bfloat16", "float32", "float64", "int64", "float8_e4m3fn")
     if hasattr(torch, name)
 }
+
+
+OUTPUTS = ("logits", "last_hidden_state", "start_logits", "end_logits", "loss")  # of transformers models
 
 
 class ModelError(Exception):
@@ -102,10 +106,13 @@ def build(
 ) -> nn.Module:
     """The declared model with weights drawn in float32 under `seed` and cast to `dtype` on `device`.
 
-    Weights depend on declaration and seed alone; the global generators are left as they were. Raises
+    Weights depend on declaration and seed alone; the global generators are left as they were. A model that
+    is declared weightless is always on the meta device, and may be of any size. Raises
     `ModelError` for a declaration that names an unknown class.
     """
-    with _seeded(seed):
+    if declaration.get("weightless"):
+        device = "meta"
+    with _seeded(seed), torch.device("meta" if device == "meta" else "cpu"):
         model = _chain(declaration) if "chain" in declaration else _transformers(declaration["transformers"])
     return model.to(device=device, dtype=DTYPES[dtype]).train(training)
 
@@ -145,6 +152,29 @@ def _transformers(spec: dict[str, Any]) -> nn.Module:
     return model_class(config_class(**copy.deepcopy(spec["config"])))
 
 
+def greedy(new_tokens: int) -> dict[str, Any]:
+    """The arguments of `generate` for so many tokens, whatever they are and without chance."""
+    lengths = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
+    return {**lengths, "do_sample": False, "pad_token_id": 0}
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Let the library log nothing, and let it not spend seconds on collecting what others have left
+    behind.
+    """
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        logging.set_verbosity(level)
+
+
 def make_input(
     declaration: dict[str, Any],
     name: str = "default",
@@ -152,20 +182,28 @@ def make_input(
     seed: int = 0,
     dtype: str = "float32",
     device: str = "cpu",
-) -> tuple[torch.Tensor, str | None]:
-    """The declared input and the keyword it is passed under (`None`: the first position).
+) -> dict[str | None, torch.Tensor]:
+    """The declared input by the keyword it is passed under (`None`: the first position), and what is passed
+    beside it.
 
     Ids are int64 in `[0, high)`; floats are standard normal, drawn in float32 and cast to `dtype`.
     """
     if name not in declaration["inputs"]:
         raise ModelError(f"no input {name!r}; the model declares: {', '.join(declaration['inputs'])}")
-    spec = declaration["inputs"][name]
     generator = torch.Generator().manual_seed(seed)
-    if spec["kind"] == "ids":
-        value = torch.randint(spec.get("high", 2), spec["shape"], generator=generator)
-    else:
-        value = torch.randn(spec["shape"], generator=generator).to(DTYPES[dtype])
-    return value.to(device), spec.get("keyword")
+
+    def draw(spec: dict[str, Any]) -> torch.Tensor:
+        if spec["kind"] == "ids":
+            return torch.randint(spec.get("high", 2), spec["shape"], generator=generator).to(device)
+        return torch.randn(spec["shape"], generator=generator).to(device, DTYPES[dtype])
+
+    return {keyword: draw(spec) for keyword, spec in _inputs(declaration, name).items()}
+
+
+def _inputs(declaration: dict[str, Any], name: str) -> dict[str | None, dict[str, Any]]:
+    """The tensors of a declared input by keyword, in the order in which they are drawn."""
+    spec = declaration["inputs"][name]
+    return {spec.get("keyword"): spec, **spec.get("beside", {})}
 
 
 # --- the same as source
@@ -190,17 +228,21 @@ def input_source(
     seed: int = 0,
     dtype: str = "float32",
     device: str = "cpu",
-) -> tuple[str, str | None]:
-    """An expression for the tensor that `make_input` gives, and the keyword it is passed under."""
-    spec = declaration["inputs"][name]
-    draw = f"generator=torch.Generator().manual_seed({seed})"
-    if spec["kind"] == "ids":
-        text = f"torch.randint({spec.get('high', 2)}, {tuple(spec['shape'])}, {draw})"
-    else:
-        text = f"torch.randn({tuple(spec['shape'])}, {draw})" + (
-            "" if dtype == "float32" else f".to(torch.{dtype})"
-        )
-    return text + ("" if device == "cpu" else f".to({device!r})"), spec.get("keyword")
+) -> dict[str | None, str]:
+    """Expressions for the tensors that `make_input` gives; the first makes the `generator` of the others."""
+    texts: dict[str | None, str] = {}
+    for keyword, spec in _inputs(declaration, name).items():
+        generator = "torch.Generator().manual_seed"
+        draw = f"generator={'generator' if texts else f'{generator}({seed})'}"
+        if "beside" in spec:
+            draw = f"generator=(generator := {generator}({seed}))"
+        if spec["kind"] == "ids":
+            text = f"torch.randint({spec.get('high', 2)}, {tuple(spec['shape'])}, {draw})"
+        else:
+            text = f"torch.randn({tuple(spec['shape'])}, {draw})"
+            text += "" if dtype == "float32" else f".to(torch.{dtype})"
+        texts[keyword] = text + ("" if device == "cpu" else f".to({device!r})")
+    return texts
 
 
 def _chain_source(declaration: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from syrupy.data import SnapshotCollections
 from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
 from peft_conformance.cases import Case, Check, Clause, Verdict, plain_text
-from peft_conformance.expand import Expansion, expand
+from peft_conformance.expand import Expansion, expand, flat
 from peft_conformance.expectations import apply, unmatched
 from peft_conformance.implementations import Implementation, ImplementationError, described, resolve
 from peft_conformance.judge import judge
@@ -161,10 +161,14 @@ class Run:
     def _not_run(self, case: Case) -> str | None:
         if self.device != "cuda" and "cuda" in _devices(case.program):
             return "no cuda"
-        for model in case.program["models"].values():
-            for package in model.get("requires", ()):
-                if importlib.util.find_spec(package) is None:
-                    return f"no {package}"
+        needed = {
+            package for model in case.program["models"].values() for package in model.get("requires", ())
+        }
+        if any("train" in step for step in flat([*case.program["given"], *case.program["when"]])):
+            needed.add("accelerate")  # by the Trainer
+        for package in sorted(needed):
+            if importlib.util.find_spec(package) is None:
+                return f"no {package}"
         return None
 
     def _prerequisite(self, clause: str, case: Case) -> Case | None:

@@ -167,14 +167,13 @@ class Script:
     def _make_model(self, body: Body) -> None:
         self.made[body["id"]], self.kinds[body["id"]] = body, "model"
         to = f".to(torch.{body['dtype']})" if body.get("dtype", "float32") != "float32" else ""
-        to += f".to({body['device']!r})" if body.get("device", "cpu") != "cpu" else ""
+        declaration = self.program["models"][body["model"]]
+        device = "meta" if declaration.get("weightless") else body.get("device", "cpu")
+        to += f".to({device!r})" if device not in ("cpu", "meta") else ""
         mode = "" if body.get("training") else ".eval()"
-        mode = (
-            ".train()"
-            if body.get("training") and "transformers" in self.program["models"][body["model"]]
-            else mode
-        )
-        self.add("with torch.random.fork_rng(devices=[]):")
+        mode = ".train()" if body.get("training") and "transformers" in declaration else mode
+        on_meta = ", torch.device('meta')" if device == "meta" else ""
+        self.add(f"with torch.random.fork_rng(devices=[]){on_meta}:")
         self.add(f"    torch.manual_seed({body.get('seed', 0)})")
         self.add(f"    {self.var(body['id'])} = {self.build(body['model'])}{to}{mode}")
 
@@ -240,19 +239,47 @@ class Script:
     def output(self, body: Body) -> str:
         """The expression for a model's output."""
         made, model = self.made[body["of"]], self.var(body["of"])
-        declaration = self.program["models"][made["model"]]
+        name = self.program["models"][made["model"]].get("transformers", {}).get("class", "")
+        first = ".start_logits" if "QuestionAnswering" in name else ".logits"
+        attribute = (first if re.search("LM|For[A-Z]", name) else ".last_hidden_state") if name else ""
+        if "output" in body:
+            attribute = f".{body['output']}"
+        given = self.given(body)
+        self.inputs[body.get("id", "")] = next(iter(given.values()))
+        return f"{model}({self.arguments(given)}){attribute}"
+
+    def given(self, body: Body) -> dict[str | None, str]:
+        """The expressions for what a step gives to its model, by keyword."""
+        made, model = self.made[body["of"]], self.var(body["of"])
         options = {"seed": body.get("input_seed", 0), "dtype": made.get("dtype", "float32")}
-        text, key = models.input_source(declaration, body.get("input", "default"), **options)
-        if made.get("device", "cpu") != "cpu":
-            text += f".to(next({model}.parameters()).device)"
-        name = declaration.get("transformers", {}).get("class", "")
-        attribute = (".logits" if "LM" in name else ".last_hidden_state") if name else ""
-        self.inputs[body.get("id", "")] = text
-        return f"{model}({f'{key}=' if key else ''}{text}){attribute}"
+        declaration = self.program["models"][made["model"]]
+        given = models.input_source(declaration, body.get("input", "default"), **options)
+        to = f".to(next({model}.parameters()).device)" if made.get("device", "cpu") != "cpu" else ""
+        return {key: text + to for key, text in given.items()}
+
+    @staticmethod
+    def arguments(given: dict[str | None, str]) -> str:
+        """The arguments of a call."""
+        return ", ".join(f"{key}={text}" if key else text for key, text in given.items())
 
     def _forward(self, body: Body) -> None:
         self.kinds[body["id"]] = "tensor"
         self.add(f"{self.var(body['id'])} = {self.output(body)}")
+
+    def _generate(self, body: Body) -> None:
+        given = self.given(body)
+        if body.get("positional"):
+            given = {None: given.pop("input_ids"), **given}
+        self.kinds[body["id"]] = "tensor"
+        options = models.greedy(body.get("new_tokens", 6))
+        arguments = self.arguments({**given, **{key: repr(value) for key, value in options.items()}})
+        self.add(f"{self.var(body['id'])} = {self.var(body['of'])}.generate({arguments})")
+
+    def _train(self, body: Body) -> None:
+        steps, checkpointing = body.get("steps", 2), body.get("gradient_checkpointing", False)
+        batch = f"dict({self.arguments(self.given(body))})"
+        folder = "tempfile.mkdtemp()"
+        self.add(f"train({self.var(body['of'])}, {batch}, {steps}, {checkpointing}, {folder})")
 
     def _backward(self, body: Body) -> None:
         self.add(f"{self.output(body)}.float().square().sum().backward()")
@@ -515,6 +542,8 @@ STEPS: dict[str, Callable[[Script, Any], None]] = {
     "edit_file": Script._edit_file,
     "forward": Script._forward,
     "backward": Script._backward,
+    "generate": Script._generate,
+    "train": Script._train,
     "perturb": Script._perturb,
     "set_tensor": Script._set_tensor,
     "capture": Script._capture,

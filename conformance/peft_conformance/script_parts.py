@@ -32,6 +32,32 @@ def plain(x: Any) -> Any:
     return x if x is None or isinstance(x, (bool, int, float, str)) else str(x).removeprefix("torch.")
 
 
+def train(model: Any, batch: Any, steps: int, gradient_checkpointing: bool, folder: Any) -> None:
+    """Train `model` on one batch under transformers' Trainer, which writes nothing but into `folder`."""
+    from transformers import PrinterCallback, Trainer, TrainingArguments
+
+    size = len(next(iter(batch.values())))
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=size,
+        learning_rate=0.01,
+        lr_scheduler_type="constant",
+        gradient_checkpointing=gradient_checkpointing,
+        remove_unused_columns=False,  # the Trainer looks into upstream's classes for what they use
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        log_level="critical",
+        use_cpu=True,
+    )
+    rows: Any = [{key: value[i] for key, value in batch.items()} for i in range(size)]
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+
+
 def items(x: Any) -> Any:
     """Names and tensors of a model, a state dict or a single tensor."""
     if isinstance(x, torch.nn.Module):

@@ -151,7 +151,8 @@ def case_of(word: str, body: Any, when: list[Step], given: list[Step]) -> Case:
         (Variant(">=0", checks),),
     )
     steps = program(when, given=given)
-    steps["models"] = {name: MODELS[name] for name in ("one-linear",)}
+    made = [step["make_model"]["model"] for step in [*given, *when] if "make_model" in step]
+    steps["models"] = {name: MODELS[name] for name in made}
     return Case(clause, {}, steps, checks)
 
 
@@ -289,6 +290,10 @@ def test_every_step_can_be_written(reference: Implementation, suite: Suite, tmp_
         },
         {"call": "set_adapter", "args": {"model": "pm", "adapter_name": "default", "layer_cls": "LoraLayer"}},
         {**ATTEMPT, "args": {**ATTEMPT["args"], "model": "n"}},
+        {"make_model": {"id": "lm", "model": "tiny-llama"}},
+        {**wrap("lm", "q_proj"), "as": "wrapped-lm"},
+        {"generate": {"id": "tokens", "of": "wrapped-lm", "positional": True}},
+        {"train": {"of": "wrapped-lm", "input": "labelled", "steps": 1}},
         {"make_config": {"id": "none", "config": "none"}},
         {"make_config": {"id": "strange", "config": "not-a-config"}},
         {"make_config": {"id": "unknown", "config": "unknown"}},

@@ -40,7 +40,7 @@ def test_models_are_the_same_for_the_same_seed_and_leave_the_generators_alone() 
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if not MODELS[name].get("weightless")])
 def test_a_model_and_its_source_have_the_same_weights_and_outputs(name: str) -> None:
     scope: dict[str, Any] = {"torch": torch}
     exec(models.source(MODELS[name]), scope)
@@ -51,12 +51,24 @@ def test_a_model_and_its_source_have_the_same_weights_and_outputs(name: str) -> 
         torch.equal(a, b)
         for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
     )
-    x, keyword = models.make_input(MODELS[name], seed=2)
-    text, also = models.input_source(MODELS[name], seed=2)
-    assert keyword == also
-    assert torch.equal(x, eval(text, {"torch": torch}))
-    if keyword is None:
-        assert torch.equal(ours(x), theirs(x))
+    for name_of_input in MODELS[name]["inputs"]:
+        tensors = models.make_input(MODELS[name], name_of_input, seed=2)
+        texts = models.input_source(MODELS[name], name_of_input, seed=2)
+        scope = {"torch": torch}
+        exec("drawn = [" + ", ".join(texts.values()) + "]", scope)
+        drawn: Any = scope["drawn"]
+        assert list(tensors) == list(texts)
+        assert all(torch.equal(a, b) for a, b in zip(tensors.values(), drawn, strict=True))
+        if None in tensors:
+            assert torch.equal(ours(tensors[None]), theirs(tensors[None]))
+
+
+def test_a_weightless_model_has_its_true_shapes_and_no_memory() -> None:
+    config = {"vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 2, "num_attention_heads": 32}
+    spec = {"class": "LlamaForCausalLM", "config_class": "LlamaConfig", "config": config}
+    model = models.build({"transformers": spec, "inputs": {}, "weightless": True})
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert model.lm_head.weight.shape == (32000, 4096)
 
 
 def test_tied_parameters_are_one_tensor() -> None:
@@ -133,6 +145,42 @@ def test_forward_records_input_and_output_values(perform: Perform) -> None:
 def test_forward_of_a_transformers_model_gives_its_logits(perform: Perform) -> None:
     seen = perform(program([make("tiny-gpt2"), {"forward": {"id": "y", "of": "m"}}]))
     assert seen["entities"]["y"]["shape"] == [2, 7, 32]
+
+
+@pytest.mark.parametrize("output", ["logits", "loss"])
+def test_forward_gives_the_wanted_part_of_an_output(perform: Perform, output: str) -> None:
+    forward = {"forward": {"id": "y", "of": "m", "input": "labelled", "output": output}}
+    seen = perform(program([make("tiny-bert-seqcls"), forward]))
+    assert seen["entities"]["y"]["shape"] == ([2, 3] if output == "logits" else [])
+
+
+def test_generate_gives_the_prompt_and_as_many_tokens_as_wanted(perform: Perform) -> None:
+    steps = [
+        {"generate": {"id": "named", "of": "m", "new_tokens": 3}},
+        {"generate": {"id": "placed", "of": "m", "new_tokens": 3, "positional": True}},
+    ]
+    seen = perform(program(steps, given=[make("tiny-llama")]))
+    tensors = seen["tensors"]
+    assert tensors["named"].shape == (2, 10)
+    assert torch.equal(tensors["named"], tensors["placed"])
+    assert seen["frame"]["before"] == seen["frame"]["after"]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_training_changes_what_trains_and_nothing_else(perform: Perform, checkpointing: bool) -> None:
+    steps = [
+        {"capture": {"id": "before", "of": "m"}},
+        {"train": {"of": "pm", "input": "labelled", "gradient_checkpointing": checkpointing}},
+    ]
+    given = [make("tiny-llama"), wrap(target="q_proj")]
+    seen = perform(program(steps, given=given))
+    before, after = seen["captures"]["before"]["tensors"], seen["entities"]["m"]["tensors"]
+    changed = {
+        b["name"].split(".")[-3] for a, b in zip(before, after, strict=True) if a["digest"] != b["digest"]
+    }
+    assert changed == {"lora_A", "lora_B"}
+    assert seen["steps"][-1]["printed"] == ""
+    assert seen["entities"]["m"]["modules"][0]["training"]
 
 
 def test_backward_leaves_gradients(perform: Perform) -> None:
