@@ -47,9 +47,21 @@ def without_compile(name: str) -> str:
     return re.sub(r"(^|\.)_orig_mod(?=\.|$)", "", name).removeprefix(".")
 
 
+def named_holders(model: nn.Module, *, unique: bool = True) -> Iterator[tuple[str, Holder]]:
+    """(name, holder) of every adapted layer and `modules_to_save` wrapper. Where methods are mixed, one layer
+    is the base layer of another: the outer one comes first.
+    """
+    for name, module in walk(model, unique=unique):
+        while isinstance(module, BaseTunerLayer):
+            yield name, module
+            name, module = f"{name}.base_layer".removeprefix("."), module.base_layer
+        if isinstance(module, ModulesToSaveWrapper):
+            yield name, module
+
+
 def holders(model: nn.Module, layer_cls: type[BaseTunerLayer] = BaseTunerLayer) -> list[Holder]:
-    """The adapted layers of class `layer_cls` and the modules_to_save wrappers in a model."""
-    return [m for _, m in walk(model) if isinstance(m, (layer_cls, ModulesToSaveWrapper))]
+    """The adapted layers of class `layer_cls` and the modules_to_save wrappers in a model, outer first."""
+    return [h for _, h in named_holders(model) if isinstance(h, (layer_cls, ModulesToSaveWrapper))]
 
 
 def active_adapters_of(model: nn.Module) -> list[str]:
@@ -105,6 +117,11 @@ def delete_adapter(
     adapter is merged.
     """
     found = [h for h in holders(model, layer_cls) if getattr(h, "prefix", prefix) == prefix]
+    return delete_from(found, adapter_name)
+
+
+def delete_from(found: Sequence[Holder], adapter_name: str) -> list[str] | None:
+    """Delete an adapter from these holders, as `delete_adapter` does."""
     if any(isinstance(h, BaseTunerLayer) and adapter_name in h.merged_adapters for h in found):
         raise ValueError(
             f"Adapter '{adapter_name}' is merged into the base weights: unmerge it before deleting it."

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import merging
 from .adapters import (
     active_adapters_of,
-    delete_adapter,
+    delete_from,
     holders,
     set_adapter,
     set_requires_grad,
@@ -141,7 +141,7 @@ class Injection:
                     f"Adapter '{self.adapter_name}' is merged and cannot be replaced. Unmerge it first."
                 )
             return module
-        op = operator_of(module)
+        op = module.op if isinstance(module, BaseTunerLayer) else operator_of(module)  # of another method
         if op is None or op not in self.layer_cls.operators:
             supported = ", ".join(f"`{'.'.join(kind.where)}`" for kind in self.layer_cls.operators)
             raise ValueError(
@@ -292,13 +292,19 @@ class BaseTuner(nn.Module):
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
+        tuner_cls = self.method_for(peft_config)
         injection = Injection(
-            model, type(self), peft_config, adapter_name, True, low_cpu_mem_usage, state_dict
+            model, tuner_cls, peft_config, adapter_name, True, low_cpu_mem_usage, state_dict
         )
         self.injection = injection.apply()
         self.model = model
         self.training = model.training
         self.targeted_module_names = injection.targeted_module_names
+
+    @classmethod
+    def method_for(cls, config: PeftConfig) -> type[BaseTuner]:
+        """The tuner whose layers an adapter with this config gets."""
+        return cls
 
     @property
     def peft_config(self) -> dict[str, PeftConfig]:
@@ -323,7 +329,8 @@ class BaseTuner(nn.Module):
         self, adapter_name: str, peft_config: PeftConfig, low_cpu_mem_usage: bool = False
     ) -> Injection:
         """Add an inactive, frozen adapter."""
-        done = Injection(self.model, type(self), peft_config, adapter_name, False, low_cpu_mem_usage).apply()
+        tuner_cls = self.method_for(peft_config)
+        done = Injection(self.model, tuner_cls, peft_config, adapter_name, False, low_cpu_mem_usage).apply()
         self.targeted_module_names = list(
             dict.fromkeys([*self.targeted_module_names, *done.targeted_module_names])
         )
@@ -350,7 +357,7 @@ class BaseTuner(nn.Module):
             raise ValueError(
                 f"There is no adapter '{adapter_name}' to delete; there are: {', '.join(self.peft_config)}."
             )
-        delete_adapter(self.model, adapter_name, self.prefix, self.tuner_layer_cls)
+        delete_from(holders(self.model), adapter_name)
         del self.peft_config[adapter_name]
 
     def enable_adapter_layers(self) -> None:

@@ -43,7 +43,7 @@ class BaseTunerLayer(Holder):
                 container.train(self.training)
             setattr(self, slot, container)
         self.op = op
-        self.in_features, self.out_features = op.features(base_layer)
+        self.in_features, self.out_features = op.features(self.get_base_layer())
         self._adapters: dict[str, None] = {}  # the adapters this layer has, in order of arrival
         self.merged_adapters: list[str] = []
         self._saved_base: tuple[Tensor, Tensor | None] | None = None  # weight and bias before the first merge
@@ -148,8 +148,11 @@ class BaseTunerLayer(Holder):
     # Base layer ----------------------------------------------------------------------------------
 
     def get_base_layer(self) -> nn.Module:
-        """The layer that is adapted."""
-        return self.base_layer
+        """The layer that is adapted; below all adapted layers where methods are mixed."""
+        base = self.base_layer
+        while isinstance(base, BaseTunerLayer):
+            base = base.base_layer
+        return base
 
     @property
     def weight(self) -> Tensor:

@@ -6,7 +6,7 @@ import warnings
 
 from torch import nn
 
-from .adapters import walk
+from .adapters import holders, walk
 from .layer import BaseTunerLayer
 from .wrappers import ModulesToSaveWrapper
 
@@ -17,7 +17,7 @@ def merge_adapter(model: nn.Module, adapter_names: list[str] | None = None, safe
     TypeError if the names are no list; ValueError if `safe_merge` meets NaN or inf; whatever a method raises
     for an adapter that cannot be merged. The weights are unchanged after an error.
     """
-    layers = [m for _, m in walk(model) if isinstance(m, BaseTunerLayer)]
+    layers = [h for h in reversed(holders(model)) if isinstance(h, BaseTunerLayer)]  # inner ones first
     _warn_if_tied(model, layers)
     todo = {layer: names for layer in layers if (names := layer.mergeable_adapters(adapter_names))}
     merged_before = sorted({name for layer in layers for name in layer.merged_adapters})
@@ -34,7 +34,7 @@ def merge_adapter(model: nn.Module, adapter_names: list[str] | None = None, safe
 
 def unmerge_adapter(model: nn.Module) -> None:
     """Put the base weights back, bit for bit."""
-    layers = [m for _, m in walk(model) if isinstance(m, BaseTunerLayer)]
+    layers = [h for h in holders(model) if isinstance(h, BaseTunerLayer)]  # outer ones first
     if not any(layer.merged for layer in layers):
         warnings.warn("No adapter is merged, so that none can be unmerged.", stacklevel=3)
     for layer in layers:

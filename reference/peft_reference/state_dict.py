@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys as IncompatibleKeys
 
-from .adapters import MODEL_PREFIX, Holder, walk, without_compile
+from .adapters import MODEL_PREFIX, Holder, named_holders, walk, without_compile
 from .errors import PeftWarning
 from .layer import BaseTunerLayer
 from .matching import is_transformers_model
@@ -43,18 +43,18 @@ def adapter_entries(model: nn.Module, config: Any, adapter_name: str) -> Iterato
     copied: tuple[str, ...] = ()
     for name, module in walk(model, unique=False):
         prefix = f"{name}." if name else ""
-        if isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper)):
+        adapted = False
+        while isinstance(module, BaseTunerLayer):  # several, one inside the other, where methods are mixed
             for live, saved, tensor in module.state_entries(adapter_name):
                 yield Entry(prefix + live, prefix + saved, tensor, module)
+            adapted |= module.has_adapter(adapter_name)
+            module, prefix = module.base_layer, f"{prefix}base_layer."
         if isinstance(module, ModulesToSaveWrapper) and module.has_adapter(adapter_name):
+            for live, saved, tensor in module.state_entries(adapter_name):
+                yield Entry(prefix + live, prefix + saved, tensor, module)
             copied += (f"{prefix}original_module.",)
-        owner: nn.Module = module
-        if isinstance(module, BaseTunerLayer):
-            owner, prefix = module.get_base_layer(), f"{prefix}base_layer."
-        if bias == "all" or (
-            bias != "none" and isinstance(module, BaseTunerLayer) and module.has_adapter(adapter_name)
-        ):
-            for key, parameter in owner._parameters.items():
+        if bias == "all" or (bias != "none" and adapted):
+            for key, parameter in module._parameters.items():
                 if "bias" in key and parameter is not None and not prefix.startswith(copied or ("\0",)):
                     yield Entry(prefix + key, prefix + key, parameter.detach(), None)
 
@@ -115,9 +115,7 @@ def set_peft_model_state_dict(
     entries = list(adapter_entries(model, config, adapter_name))
     holder_of = {entry.live: entry.holder for entry in entries}
     current = model.state_dict()
-    held = {
-        name for name, m in walk(model, unique=False) if isinstance(m, (BaseTunerLayer, ModulesToSaveWrapper))
-    }
+    held = {name for name, _ in named_holders(model, unique=False)}
     places = {without_compile(key): key for key in current if original_key(key, held) is not None}
     places.update({without_compile(entry.saved): entry.live for entry in entries})
 
@@ -206,9 +204,7 @@ def original_key(key: str, held: set[str]) -> str | None:
 
 def _base_tensors(model: nn.Module) -> dict[str, tuple[str, Tensor]]:
     """Original key -> (live key, tensor)."""
-    held = {
-        name for name, m in walk(model, unique=False) if isinstance(m, (BaseTunerLayer, ModulesToSaveWrapper))
-    }
+    held = {name for name, _ in named_holders(model, unique=False)}
     found = {}
     for live, tensor in model.state_dict().items():
         original = original_key(live, held)
@@ -280,8 +276,9 @@ def _embedding_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
         return
     ends = {id(m) for m in (inner.get_input_embeddings(), inner.get_output_embeddings()) if m is not None}
     for name, module in walk(model):
-        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        base = module
+        while isinstance(base, BaseTunerLayer):
+            name, base = f"{name}.base_layer", base.base_layer
         if ends & {id(module), id(base)}:
-            inside = f"{name}.base_layer" if isinstance(module, BaseTunerLayer) else name
             for key, tensor in base.state_dict().items():
-                yield f"{inside}.{key}", tensor
+                yield f"{name}.{key}", tensor

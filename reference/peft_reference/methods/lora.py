@@ -207,7 +207,7 @@ class LoraLayer(BaseTunerLayer):
         scaling = self.scaling[adapter]
         if self.op is Embedding:
             A, B = self.lora_embedding_A[adapter], self.lora_embedding_B[adapter]
-            return y + self.op.call(self.base_layer, x, A) @ B.t() * scaling  # (..., r) @ (r, out)
+            return y + self.op.call(self.get_base_layer(), x, A) @ B.t() * scaling  # (..., r) @ (r, out)
         # `_modules` and `_parameters`: attribute lookup in nn.Module would cost as much as a small product
         slots: Any = self._modules
         a: Any = slots["lora_A"]._modules[adapter]
