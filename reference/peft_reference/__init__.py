@@ -8,6 +8,7 @@ from .errors import NoMatchingPeftModuleError, PeftError, PeftWarning, Unsupport
 from .injection import inject_adapter_in_model
 from .methods.lora import LoraConfig, LoraModel, LoraRuntimeConfig
 from .methods.refused import AdaptionPromptConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+from .mixed import PeftMixedModel
 from .model import PeftModel, cast_mixed_precision_params, get_peft_model
 from .registry import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PeftType, TaskType
 from .saving import load_peft_weights
@@ -31,6 +32,7 @@ __all__ = [
     "NoMatchingPeftModuleError",
     "PeftConfig",
     "PeftError",
+    "PeftMixedModel",
     "PeftModel",
     "PeftType",
     "PeftWarning",

@@ -122,11 +122,7 @@ def delete_adapter(
 
 def delete_from(found: Sequence[Holder], adapter_name: str) -> list[str] | None:
     """Delete an adapter from these holders, as `delete_adapter` does."""
-    if any(isinstance(h, BaseTunerLayer) and adapter_name in h.merged_adapters for h in found):
-        raise ValueError(
-            f"Adapter '{adapter_name}' is merged into the base weights: unmerge it before deleting it."
-        )
-
+    check_not_merged(found, adapter_name)
     active = next((list(h.active_adapters) for h in found if isinstance(h, BaseTunerLayer)), [])
     still_active = [name for name in active if name != adapter_name]
     if active and not still_active:
@@ -142,6 +138,14 @@ def delete_from(found: Sequence[Holder], adapter_name: str) -> list[str] | None:
         if still_active != active:
             holder.set_adapter(still_active)
     return still_active or None
+
+
+def check_not_merged(found: Sequence[Holder], adapter_name: str) -> None:
+    """ValueError if an adapter that is to be deleted is merged."""
+    if any(isinstance(h, BaseTunerLayer) and adapter_name in h.merged_adapters for h in found):
+        raise ValueError(
+            f"Adapter '{adapter_name}' is merged into the base weights: unmerge it before deleting it."
+        )
 
 
 def cast_adapter_dtype(model: nn.Module, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:

@@ -338,9 +338,7 @@ class BaseTuner(nn.Module):
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Activate one or several adapters; ValueError for an unknown name."""
-        for name in [adapter_name] if isinstance(adapter_name, str) else adapter_name:
-            if name not in self.peft_config:
-                raise ValueError(f"Adapter '{name}' was not found; there are: {', '.join(self.peft_config)}.")
+        self.check_names([adapter_name] if isinstance(adapter_name, str) else adapter_name)
         set_adapter(self.model, adapter_name, inference_mode, self.tuner_layer_cls)
 
     def set_requires_grad(self, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
@@ -353,12 +351,15 @@ class BaseTuner(nn.Module):
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter and its config; ValueError if there is none of that name or it is merged."""
-        if adapter_name not in self.peft_config:
-            raise ValueError(
-                f"There is no adapter '{adapter_name}' to delete; there are: {', '.join(self.peft_config)}."
-            )
+        self.check_names([adapter_name])
         delete_from(holders(self.model), adapter_name)
         del self.peft_config[adapter_name]
+
+    def check_names(self, adapter_names: Iterable[str]) -> None:
+        """ValueError, which lists the adapters there are, if there is none of one of these names."""
+        unknown = [name for name in adapter_names if name not in self.peft_config]
+        if unknown:
+            raise ValueError(f"Adapters {unknown} not found; there are: {', '.join(self.peft_config)}.")
 
     def enable_adapter_layers(self) -> None:
         """Let the active adapters act and train."""

@@ -29,8 +29,8 @@ from .state_dict import (
 )
 
 
-class PeftModel(nn.Module):
-    """A model that adapters were added to, in place.
+class AdaptedModel(nn.Module):
+    """What `PeftModel` and `PeftMixedModel` have in common: a model that adapters were added to, in place.
 
     `base_model` is the tuner and `base_model.model` the model that was passed, so every parameter's name
     begins with `base_model.model.`. Attributes that are not found here are looked up in the tuner and in the
@@ -47,12 +47,16 @@ class PeftModel(nn.Module):
         low_cpu_mem_usage: bool = False,
     ) -> None:
         super().__init__()
-        tuner_cls = tuner_for(peft_config, "PeftModel")
-        _warn_about_name(adapter_name, tuner_cls)
+        tuner_cls = self.tuner_for(peft_config)
+        _warn_about_name(adapter_name, tuner_cls.method_for(peft_config))
         self.base_model = tuner_cls(model, peft_config, adapter_name, low_cpu_mem_usage)
-        self.peft_type: PeftType = peft_config.peft_type  # type: ignore[assignment]
         self.training = model.training
         cast_adapter_dtype(model, adapter_name, autocast_adapter_dtype)
+
+    @classmethod
+    def tuner_for(cls, config: PeftConfig) -> type[BaseTuner]:
+        """The class of `base_model`; ValueError if this config's method is not for this kind of model."""
+        return tuner_for(config, cls.__name__)
 
     # Looking -------------------------------------------------------------------------------------
 
@@ -65,16 +69,6 @@ class PeftModel(nn.Module):
     def active_adapters(self) -> list[str]:
         """The names of the active adapters; [] when there are none."""
         return self.base_model.active_adapters
-
-    @property
-    def active_adapter(self) -> str | None:
-        """The name of the (first) active adapter; None when there is none."""
-        return next(iter(self.active_adapters), None)
-
-    @property
-    def active_peft_config(self) -> PeftConfig:
-        """The active adapter's config."""
-        return self.peft_config[self.active_adapter]  # type: ignore[index]
 
     @property
     def modules_to_save(self) -> set[str] | None:
@@ -123,34 +117,20 @@ class PeftModel(nn.Module):
     ) -> None:
         """Add an adapter, inactive and frozen until `set_adapter`; nothing else changes.
 
-        ValueError for a name that exists, another PEFT type, or a second adapter with biases.
+        ValueError for a name that exists, a method that cannot join the others, or a second adapter with
+        biases.
         """
         self._add(adapter_name, peft_config, low_cpu_mem_usage, autocast_adapter_dtype)
 
     def _add(
         self, adapter_name: str, config: PeftConfig, low_cpu_mem_usage: bool, autocast: bool
     ) -> Injection:
-        if config.peft_type != self.peft_type:
-            raise ValueError(
-                f"A {config.peft_type} adapter cannot join {self.peft_type} adapters in one PeftModel."
-            )
         if adapter_name in self.peft_config:
             raise ValueError(f"An adapter '{adapter_name}' already exists.")
-        _warn_about_name(adapter_name, type(self.base_model))
+        _warn_about_name(adapter_name, self.base_model.method_for(config))
         done = self.base_model.add_adapter(adapter_name, config, low_cpu_mem_usage)
         cast_adapter_dtype(self.get_base_model(), adapter_name, autocast)
         return done
-
-    def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
-        """Make one adapter the active one, and trainable unless `inference_mode`; ValueError if it is
-        unknown.
-        """
-        if not isinstance(adapter_name, str):
-            raise TypeError(
-                f"PeftModel.set_adapter takes one name, got {adapter_name!r}: to activate several "
-                "adapters, call base_model.set_adapter."
-            )
-        self.base_model.set_adapter(adapter_name, inference_mode)
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
         """Freeze or unfreeze adapters, active or not."""
@@ -244,7 +224,7 @@ class PeftModel(nn.Module):
     def _card_tags(self, config: PeftConfig) -> list[str]:
         base = config.base_model_name_or_path
         tags = [f"base_model:adapter:{base}"] if base else []
-        tags.append(self.peft_type.value.lower())
+        tags.append(str(config.peft_type.value).lower())  # type: ignore[union-attr]
         return [*tags, "transformers"] if is_transformers_model(self.get_base_model()) else tags
 
     @classmethod
@@ -260,7 +240,7 @@ class PeftModel(nn.Module):
         low_cpu_mem_usage: bool = False,
         key_mapping: dict[str, str] | None = None,
         **kwargs: Any,
-    ) -> PeftModel:
+    ) -> Any:
         """Add a saved adapter to `model`, in place; frozen and in eval mode unless `is_trainable`.
 
         `config` replaces the saved one. ValueError for files that are missing or broken, RuntimeError for
@@ -344,6 +324,51 @@ class PeftModel(nn.Module):
         return IncompatibleKeys(missing, outcome.unexpected_keys)
 
 
+class PeftModel(AdaptedModel):
+    """A model with adapters of one method, in place."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        peft_config: PeftConfig,
+        adapter_name: str = "default",
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+    ) -> None:
+        super().__init__(model, peft_config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+        self.peft_type: PeftType = peft_config.peft_type  # type: ignore[assignment]
+
+    @property
+    def active_adapter(self) -> str | None:
+        """The name of the (first) active adapter; None when there is none."""
+        return next(iter(self.active_adapters), None)
+
+    @property
+    def active_peft_config(self) -> PeftConfig:
+        """The active adapter's config."""
+        return self.peft_config[self.active_adapter]  # type: ignore[index]
+
+    def _add(
+        self, adapter_name: str, config: PeftConfig, low_cpu_mem_usage: bool, autocast: bool
+    ) -> Injection:
+        if config.peft_type != self.peft_type:
+            raise ValueError(
+                f"A {config.peft_type} adapter cannot join {self.peft_type} adapters in one PeftModel."
+            )
+        return super()._add(adapter_name, config, low_cpu_mem_usage, autocast)
+
+    def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
+        """Make one adapter the active one, and trainable unless `inference_mode`; ValueError if it is
+        unknown.
+        """
+        if not isinstance(adapter_name, str):
+            raise TypeError(
+                f"PeftModel.set_adapter takes one name, got {adapter_name!r}: to activate several "
+                "adapters, call base_model.set_adapter."
+            )
+        self.base_model.set_adapter(adapter_name, inference_mode)
+
+
 def get_peft_model(
     model: nn.Module,
     peft_config: PeftConfig,
@@ -352,19 +377,19 @@ def get_peft_model(
     autocast_adapter_dtype: bool = True,
     revision: str | None = None,
     low_cpu_mem_usage: bool = False,
-) -> PeftModel:
-    """Add an adapter to `model`, in place, and return it wrapped in a `PeftModel`.
+) -> AdaptedModel:
+    """Add an adapter to `model`, in place, and return it wrapped in a `PeftModel` (`PeftMixedModel` if
+    `mixed`).
 
     The config object is kept, not copied: the base model's name and `revision` are written into it. Float16
     and bfloat16 adapters become float32 if `autocast_adapter_dtype`. ValueError for an unknown PEFT type,
     for targets that are not found and for whatever else `inject_adapter_in_model` refuses; the model is
     unchanged after an error.
     """
-    if mixed:
-        raise UnsupportedOptionError(
-            "mixed=True needs PeftMixedModel, which the reference does not have yet."
-        )
-    tuner_for(peft_config, "get_peft_model")
+    from .mixed import PeftMixedModel  # it is an AdaptedModel itself
+
+    wrapper_cls = PeftMixedModel if mixed else PeftModel
+    wrapper_cls.tuner_for(peft_config).method_for(peft_config)
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         warnings.warn(
             "This model is modified for the second time. To start over with another config, call `.unload()` "
@@ -387,7 +412,7 @@ def get_peft_model(
             f"The config's revision {peft_config.revision} is replaced by {revision}.",
             stacklevel=2,
         )
-    peft_model = PeftModel(model, peft_config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+    peft_model = wrapper_cls(model, peft_config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
     peft_model.base_model.injection.forget()
     peft_config.base_model_name_or_path = new_name
     peft_config.revision = revision if revision is not None else peft_config.revision
