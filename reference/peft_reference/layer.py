@@ -164,6 +164,11 @@ class BaseTunerLayer(Holder):
         """The base layer's bias."""
         return getattr(self.get_base_layer(), "bias", None)
 
+    @property
+    def unmerged_weight(self) -> Tensor:
+        """The canonical base weight as it is without the adapters that are merged."""
+        return self.op.canonical(self.weight if self._saved_base is None else self._saved_base[0])
+
     # Merging -------------------------------------------------------------------------------------
 
     @property

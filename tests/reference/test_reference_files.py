@@ -161,7 +161,11 @@ BROKEN: dict[str, tuple[Any, type[Exception], str]] = {
         "Unknown PEFT type.*FOO",
     ),
     "targets not found": (lambda folder: edit(folder, target_modules=["x"]), ValueError, "not found"),
-    "option not offered": (lambda folder: edit(folder, use_dora=True), ValueError, "use_dora=True"),
+    "option not offered": (
+        lambda folder: edit(folder, megatron_config={"a": 1}),
+        ValueError,
+        "megatron_config",
+    ),
 }
 
 

@@ -7,6 +7,7 @@ alpha / √r, Kalajdzievski, "A Rank Stabilization Scaling Factor", https://arxi
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -78,7 +79,7 @@ class LoraConfig(PeftConfig):
     _not_saved: ClassVar[frozenset[str]] = frozenset({"runtime_config"})
     _not_offered: ClassVar[tuple[str, ...]] = (
         *("megatron_config", "trainable_token_indices", "loftq_config", "eva_config", "corda_config"),
-        *("lora_ga_config", "use_dora", "velora_config", "alora_invocation_tokens", "use_qalora"),
+        *("lora_ga_config", "velora_config", "alora_invocation_tokens", "use_qalora"),
         *("monteclora_config", "layer_replication", "target_parameters", "use_bdlora", "arrow_config"),
         *("kasa_config", "ensure_weight_tying"),
     )
@@ -97,6 +98,18 @@ class LoraConfig(PeftConfig):
                 f"init_lora_weights=True or False, got use_dora={self.use_dora} and "
                 f"init_lora_weights={self.init_lora_weights}."
             )
+        if self.use_dora and self.megatron_config:
+            raise ValueError(
+                "DoRA is not made for Megatron's layers: use_dora=True excludes megatron_config."
+            )
+
+    @property
+    def variant(self) -> type[LoraVariant] | None:
+        """What the options make of LoRA: None for LoRA itself. ValueError for two variants at once."""
+        wanted = [option for option in VARIANTS if getattr(self, option)]
+        if len(wanted) > 1:
+            raise ValueError(f"LoRA variants exclude each other: choose one of {', '.join(wanted)}.")
+        return VARIANTS[wanted[0]] if wanted else None
 
     def validate(self) -> None:
         """Refuse what is not implemented, or not an option at all."""
@@ -118,6 +131,37 @@ class LoraConfig(PeftConfig):
             raise ValueError(f"init_lora_weights={init!r} is not known: use True, False or 'gaussian'.")
 
 
+class LoraVariant:
+    """Another use of A and B: what one option of `LoraConfig` changes. A class without instances.
+
+    `LoraLayer` asks an adapter's variant before it does what plain LoRA does. Defaults are plain LoRA's.
+    """
+
+    @staticmethod
+    def check(config: LoraConfig, base: Any, op: type[Operator], name: str) -> None:
+        """Raise if `config` cannot adapt this layer. Runs for every target before anything is created."""
+
+    @staticmethod
+    def create(layer: LoraLayer, config: LoraConfig, contents: dict[str, Any]) -> dict[str, Any]:
+        """The slots' contents for one adapter, given those of plain LoRA."""
+        return contents
+
+    @staticmethod
+    def adapt(layer: LoraLayer, adapter: str, x: Tensor, y: Tensor) -> Tensor:
+        """The output `y` for the input `x`, changed by one adapter."""
+        return y.add(layer.low_rank(adapter, layer.drop_out(adapter, x)), alpha=layer.scaling[adapter])
+
+    @staticmethod
+    def fold(
+        layer: LoraLayer, adapter: str, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The (canonical) weight and bias with one adapter merged in."""
+        return layer.fold_low_rank(adapter, weight, bias)
+
+
+VARIANTS: dict[str, type[LoraVariant]] = {}  # by the option that asks for it
+
+
 class LoraLayer(BaseTunerLayer):
     """A layer with LoRA adapters: A and B are the weights of two layers, bare parameters on an embedding."""
 
@@ -127,6 +171,7 @@ class LoraLayer(BaseTunerLayer):
         "r": dict,
         "lora_alpha": dict,
         "scaling": dict,
+        "lora_variant": dict,
         "lora_dropout": nn.ModuleDict,
         "lora_A": nn.ModuleDict,
         "lora_B": nn.ModuleDict,
@@ -136,12 +181,16 @@ class LoraLayer(BaseTunerLayer):
     }
     r: dict[str, int]
     scaling: dict[str, float]
+    lora_variant: dict[str, type[LoraVariant]]  # only of adapters that are not plain LoRA
     lora_dropout: nn.ModuleDict
     lora_A: Any
     lora_B: Any
     lora_embedding_A: nn.ParameterDict
     lora_embedding_B: nn.ParameterDict
-    adapter_layer_names = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
+    lora_magnitude_vector: Any
+    adapter_layer_names = (
+        *("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"),
+    )
     matrix_slots = ("lora_A", "lora_B")
 
     @classmethod
@@ -163,9 +212,17 @@ class LoraLayer(BaseTunerLayer):
             warnings.warn(
                 f"`lora_bias=True` but '{name}' has no bias: it cannot be merged.", PeftWarning, stacklevel=6
             )
+        if config.variant:
+            config.variant.check(config, base, op, name)
 
     def create(self, config: LoraConfig, name: str) -> dict[str, Any]:
-        """A, B and the numbers that belong to them."""
+        """A, B, the numbers that belong to them, and what the variant adds."""
+        contents = self._create_low_rank(config, name)
+        if config.variant is None:
+            return contents
+        return config.variant.create(self, config, contents | {"lora_variant": config.variant})
+
+    def _create_low_rank(self, config: LoraConfig, name: str) -> dict[str, Any]:
         r = pattern_value(config.rank_pattern, name, config.r)
         alpha = pattern_value(config.alpha_pattern, name, config.lora_alpha)
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
@@ -192,39 +249,65 @@ class LoraLayer(BaseTunerLayer):
             nn.init.normal_(a.weight, std=1 / r)
         return contents | {"lora_A": a, "lora_B": b}
 
+    def factors(self, adapter: str) -> tuple[Tensor, Tensor]:
+        """A (r, in, *kernel) and B (out, r, *ones) of an adapter."""
+        if self.op is Embedding:
+            return self.lora_embedding_A[adapter], self.lora_embedding_B[adapter]
+        return self.lora_A[adapter].weight, self.lora_B[adapter].weight
+
+    def state_entries(self, adapter: str) -> Iterator[tuple[str, str, Tensor]]:
+        """As for every method, except that a checkpoint calls the magnitude by its slot alone."""
+        for live, saved, tensor in super().state_entries(adapter):
+            yield live, saved.replace("lora_magnitude_vector.weight", "lora_magnitude_vector"), tensor
+
     def delta(self, adapter: str) -> Tensor:
         """s·B·A as (out, in, *kernel)."""
         self.check_groups()
-        if self.op is Embedding:
-            A, B = self.lora_embedding_A[adapter], self.lora_embedding_B[adapter]
-        else:
-            A, B = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+        A, B = self.factors(adapter)
         product = B.flatten(1) @ A.flatten(1)  # (out, r) @ (r, in·kernel)
         return self.scaling[adapter] * product.view(-1, *A.shape[1:])
 
     def adapt(self, adapter: str, x: Tensor, y: Tensor) -> Tensor:
-        """y + s·B(A(dropout(x))), which never builds the product B·A."""
-        scaling = self.scaling[adapter]
+        """y + s·B(A(dropout(x))), unless a variant says otherwise."""
+        if adapter in self.lora_variant:
+            return self.lora_variant[adapter].adapt(self, adapter, x, y)
+        if self.training and self.op is not Embedding:
+            x = self.lora_dropout[adapter](x)
+        return y.add(self.low_rank(adapter, x), alpha=self.scaling[adapter])
+
+    def drop_out(self, adapter: str, x: Tensor) -> Tensor:
+        """The adapter's input, with dropout while training; an embedding's ids cannot be dropped."""
+        return self.lora_dropout[adapter](x) if self.training and self.op is not Embedding else x
+
+    def low_rank(self, adapter: str, x: Tensor) -> Tensor:
+        """B(A(x)), which never builds the product B·A."""
         if self.op is Embedding:
-            A, B = self.lora_embedding_A[adapter], self.lora_embedding_B[adapter]
-            return y + self.op.call(self.get_base_layer(), x, A) @ B.t() * scaling  # (..., r) @ (r, out)
+            A, B = self.factors(adapter)
+            return self.op.call(self.get_base_layer(), x, A) @ B.t()  # (..., r) @ (r, out)
         # `_modules` and `_parameters`: attribute lookup in nn.Module would cost as much as a small product
         slots: Any = self._modules
         a: Any = slots["lora_A"]._modules[adapter]
         b: Any = slots["lora_B"]._modules[adapter]
         A = a._parameters["weight"]
         x = x if x.dtype is A.dtype else x.to(A.dtype)
-        if self.training:
-            x = self.lora_dropout[adapter](x)
         if A.dim() > 2:  # convolutions
-            return y.add(b(a(x)), alpha=scaling)
-        return y.add(F.linear(F.linear(x, A), b._parameters["weight"], b._parameters["bias"]), alpha=scaling)
+            return b(a(x))
+        return F.linear(F.linear(x, A), b._parameters["weight"], b._parameters["bias"])
 
     def fold(self, adapter: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """`lora_bias` is the one option that changes the bias: b' = b + s·b_B."""
-        weight, bias = super().fold(adapter, weight, bias)
+        """W' and b' with one adapter, as its variant says."""
+        if adapter in self.lora_variant:
+            return self.lora_variant[adapter].fold(self, adapter, weight, bias)
+        return self.fold_low_rank(adapter, weight, bias)
+
+    def fold_low_rank(
+        self, adapter: str, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """W + s·B·A, and where `lora_bias` asks for it, b + s·b_B."""
         lora_bias = self.lora_B[adapter].bias if adapter in self.lora_B else None
-        return weight, bias if lora_bias is None or bias is None else bias + self.scaling[adapter] * lora_bias
+        if lora_bias is not None and bias is not None:
+            bias = bias + self.scaling[adapter] * lora_bias
+        return weight + self.delta(adapter), bias
 
     def check_mergeable(self, adapter: str) -> None:
         """Neither with groups, nor a LoRA bias into a layer without one."""
