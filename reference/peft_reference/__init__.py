@@ -18,11 +18,21 @@ from .state_dict import (
     set_base_model_state_dict,
     set_peft_model_state_dict,
 )
+from .tasks import (
+    MODEL_TYPE_TO_PEFT_MODEL_MAPPING,
+    PeftModelForCausalLM,
+    PeftModelForFeatureExtraction,
+    PeftModelForQuestionAnswering,
+    PeftModelForSeq2SeqLM,
+    PeftModelForSequenceClassification,
+    PeftModelForTokenClassification,
+)
 
 __version__ = "0.1.0"
 __api_level__ = "0.21"  # the PEFT release whose behaviour this implementation claims
 
 __all__ = [
+    "MODEL_TYPE_TO_PEFT_MODEL_MAPPING",
     "PEFT_TYPE_TO_CONFIG_MAPPING",
     "PEFT_TYPE_TO_TUNER_MAPPING",
     "AdaptionPromptConfig",
@@ -34,6 +44,12 @@ __all__ = [
     "PeftError",
     "PeftMixedModel",
     "PeftModel",
+    "PeftModelForCausalLM",
+    "PeftModelForFeatureExtraction",
+    "PeftModelForQuestionAnswering",
+    "PeftModelForSeq2SeqLM",
+    "PeftModelForSequenceClassification",
+    "PeftModelForTokenClassification",
     "PeftType",
     "PeftWarning",
     "PrefixTuningConfig",

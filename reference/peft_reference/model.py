@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -254,7 +254,14 @@ class AdaptedModel(nn.Module):
             config = PeftConfig.from_pretrained(model_id, **kwargs)
         config.inference_mode = not is_trainable
         weights = _read_weights(model_id, None, key_mapping, kwargs)
-        peft_model = cls(model, config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+        wrapper_cls: Any = _class_for(config) if cls is PeftModel else cls
+        peft_model = wrapper_cls(
+            model,
+            config,
+            adapter_name,
+            autocast_adapter_dtype=autocast_adapter_dtype,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+        )
         peft_model._load(
             adapter_name,
             weights,
@@ -325,7 +332,13 @@ class AdaptedModel(nn.Module):
 
 
 class PeftModel(AdaptedModel):
-    """A model with adapters of one method, in place."""
+    """A model with adapters of one method, in place.
+
+    Subclasses for a task (in `tasks`) name the heads of their models, which are trained and saved whole with
+    each adapter: the names are added to the config's `modules_to_save`.
+    """
+
+    head_names: ClassVar[tuple[str, ...]] = ()  # as models of the task call them
 
     def __init__(
         self,
@@ -335,7 +348,9 @@ class PeftModel(AdaptedModel):
         autocast_adapter_dtype: bool = True,
         low_cpu_mem_usage: bool = False,
     ) -> None:
-        super().__init__(model, peft_config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+        with self._heads_added(peft_config):
+            super().__init__(model, peft_config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+        _prepare_for_training(model)
         self.peft_type: PeftType = peft_config.peft_type  # type: ignore[assignment]
 
     @property
@@ -355,7 +370,33 @@ class PeftModel(AdaptedModel):
             raise ValueError(
                 f"A {config.peft_type} adapter cannot join {self.peft_type} adapters in one PeftModel."
             )
-        return super()._add(adapter_name, config, low_cpu_mem_usage, autocast)
+        with self._heads_added(config):
+            return super()._add(adapter_name, config, low_cpu_mem_usage, autocast)
+
+    @contextmanager
+    def _heads_added(self, config: Any) -> Iterator[None]:
+        """The config names the task's heads among its `modules_to_save`, unless the block fails.
+
+        A new list: the one that was given may belong to the caller.
+        """
+        given = getattr(config, "modules_to_save", None)
+        missing = [name for name in self.head_names if name not in (given or ())]
+        if missing:
+            config.modules_to_save = [*(given or ()), *missing]
+        try:
+            yield
+        except BaseException:
+            if missing:
+                config.modules_to_save = given
+            raise
+
+    @property
+    def cls_layer_name(self) -> str:
+        """The name of the model's head; AttributeError if this class has none or the model lacks it."""
+        names = [name for name, _ in self.get_base_model().named_children() if name in self.head_names]
+        if not names:
+            raise AttributeError(f"A {type(self).__name__} of this model has no classification layer.")
+        return names[0]
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
         """Make one adapter the active one, and trainable unless `inference_mode`; ValueError if it is
@@ -368,6 +409,10 @@ class PeftModel(AdaptedModel):
             )
         self.base_model.set_adapter(adapter_name, inference_mode)
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate with the adapters, as the base model's own `generate` does; AttributeError without one."""
+        return self.get_base_model().generate(*args, **kwargs)  # type: ignore[operator]
+
 
 def get_peft_model(
     model: nn.Module,
@@ -378,8 +423,8 @@ def get_peft_model(
     revision: str | None = None,
     low_cpu_mem_usage: bool = False,
 ) -> AdaptedModel:
-    """Add an adapter to `model`, in place, and return it wrapped in a `PeftModel` (`PeftMixedModel` if
-    `mixed`).
+    """Add an adapter to `model`, in place, and return it wrapped in the `PeftModel` of the config's task
+    (`PeftMixedModel` if `mixed`).
 
     The config object is kept, not copied: the base model's name and `revision` are written into it. Float16
     and bfloat16 adapters become float32 if `autocast_adapter_dtype`. ValueError for an unknown PEFT type,
@@ -388,7 +433,7 @@ def get_peft_model(
     """
     from .mixed import PeftMixedModel  # it is an AdaptedModel itself
 
-    wrapper_cls = PeftMixedModel if mixed else PeftModel
+    wrapper_cls: type[AdaptedModel] = PeftMixedModel if mixed else _class_for(peft_config)
     wrapper_cls.tuner_for(peft_config).method_for(peft_config)
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         warnings.warn(
@@ -412,11 +457,33 @@ def get_peft_model(
             f"The config's revision {peft_config.revision} is replaced by {revision}.",
             stacklevel=2,
         )
-    peft_model = wrapper_cls(model, peft_config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+    peft_model = wrapper_cls(
+        model,
+        peft_config,
+        adapter_name,
+        autocast_adapter_dtype=autocast_adapter_dtype,
+        low_cpu_mem_usage=low_cpu_mem_usage,
+    )
     peft_model.base_model.injection.forget()
     peft_config.base_model_name_or_path = new_name
     peft_config.revision = revision if revision is not None else peft_config.revision
     return peft_model
+
+
+def _class_for(config: PeftConfig) -> type[PeftModel]:
+    """The class of the config's task; `PeftModel` itself without one."""
+    from .tasks import MODEL_TYPE_TO_PEFT_MODEL_MAPPING  # subclasses of PeftModel
+
+    return MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(getattr(config, "task_type", None) or "", PeftModel)
+
+
+def _prepare_for_training(model: Any) -> None:
+    """What a frozen transformers model needs so that adapters inside it can be trained."""
+    if getattr(model, "is_gradient_checkpointing", False) and is_transformers_model(model):
+        # a checkpointed block gives gradients only if its input wants one, and frozen embeddings do not
+        model.enable_input_require_grads()
+    if hasattr(getattr(model, "config", None), "pretraining_tp"):
+        model.config.pretraining_tp = 1  # otherwise the model slices weights, past the adapted layers
 
 
 def cast_mixed_precision_params(model: nn.Module, dtype: torch.dtype) -> None:
