@@ -1,7 +1,7 @@
 """`PeftModel` for the tasks of transformers models: which head trains with the adapter, what `forward` takes.
 
-`get_peft_model` and `PeftModel.from_pretrained` choose among the classes by the config's `task_type`; each can
-be made directly as well.
+`get_peft_model` and `PeftModel.from_pretrained` choose among the classes by the config's `task_type`; each
+can be made directly as well.
 """
 
 from __future__ import annotations
