@@ -418,12 +418,16 @@ class _Run:
 
     def _perturb(self, body: dict[str, Any]) -> None:
         part, adapter, seed = body.get("part", "adapter"), body.get("adapter"), body.get("seed", 0)
-        slots = {"adapter": set(self.program.get("slots", ())), "aux": {"modules_to_save"}}
+        # Only what trains: noise on bookkeeping and fixed tensors would make an adapter that cannot be.
+        slots = {
+            "adapter": set(self.program.get("trained", self.program.get("slots", ()))),
+            "aux": {"modules_to_save"},
+        }
 
         def chosen(name: str) -> bool:
             parts = name.split(".")
             if part == "base":
-                return not (slots["adapter"] | slots["aux"]) & set(parts[:-1])
+                return not ({*self.program.get("slots", ())} | slots["aux"]) & set(parts[:-1])
             return any(a in slots[part] and adapter in (None, b) for a, b in itertools.pairwise(parts))
 
         named = self.model(body["of"]).named_parameters()

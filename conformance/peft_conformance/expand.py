@@ -165,7 +165,7 @@ def step_label(step: dict[str, Any]) -> str | None:
 def configs(value: Any) -> Iterator[dict[str, Any]]:
     """Every config in a step or a list of steps, made by `make_config` or on the spot."""
     if isinstance(value, dict):
-        if "config" in value and set(value) <= {"id", "config", "fields"}:
+        if "config" in value and set(value) <= {"id", "config", "fields", "second"}:
             yield value
         for item in value.values():
             yield from configs(item)
@@ -178,7 +178,8 @@ def _case(suite: Suite, clause: Clause, point: Point, level: Version) -> Case:
     given, when = fill(list(clause.given), point), fill(list(clause.when), point)
     steps = list(flat([*given, *when]))
     models = sorted({step["make_model"]["model"] for step in steps if "make_model" in step})
-    methods = {str(made["config"]).upper() for made in configs([*given, *when])} & set(suite.cards)
+    named = [suite.method(made["config"]) for made in configs([*given, *when])]
+    methods = {method.card["method"] for method in named if method}
     calls = sorted({step["call"] for step in steps if "call" in step})
     cards = suite.cards.values()
     requires = {*clause.requires, *(f"method-{method.lower()}" for method in methods)}
@@ -193,12 +194,19 @@ def _case(suite: Suite, clause: Clause, point: Point, level: Version) -> Case:
         given=_steps(suite, given),
         when=_steps(suite, when),
         models={name: suite.models[name] for name in models if name in suite.models},
-        slots=sorted({name.split(".")[0] for card in cards for name in card.get("tensors", ())}),
+        slots=_slots(cards),
+        trained=_slots(cards, "trainable"),
         prefixes=sorted({card["prefix"] for card in cards} - {""}),
         operations={call: suite.operations[call] for call in calls if call in suite.operations},
         values=[step["capture"]["id"] for step in steps if step.get("capture", {}).get("values")],
     )
     return case
+
+
+def _slots(cards: Iterable[Mapping[str, Any]], role: str | None = None) -> list[str]:
+    """Where layers keep the tensors of these cards, or those of one role."""
+    tensors = (pair for card in cards for pair in card.get("tensors", {}).items())
+    return sorted({name.partition(".")[0] for name, entry in tensors if role in (None, entry["role"])})
 
 
 def _steps(suite: Suite, steps: list[dict[str, Any]], within: str = "") -> list[dict[str, Any]]:
@@ -220,20 +228,22 @@ def _steps(suite: Suite, steps: list[dict[str, Any]], within: str = "") -> list[
 
 
 def _resolve(suite: Suite, value: Any) -> Any:
-    """A copy with each config as class and fields, the fields of the clause laid over the card's `use`."""
+    """A copy with each config as class and fields, those of the clause laid over those of the card."""
     if isinstance(value, list):
         return [_resolve(suite, item) for item in value]
     if not isinstance(value, dict):
         return value
     is_config = any(made is value for made in configs(value))
-    card = suite.cards.get(str(value["config"]).upper()) if is_config else None
-    if card is None:  # no config, or one that no card describes: none, unknown, not-a-config
+    method = suite.method(value["config"]) if is_config else None
+    if method is None:  # no config, or one that no card describes: none, unknown, not-a-config
         return {key: _resolve(suite, item) for key, item in value.items()}
     config = {
-        "class": card["config"]["class"],
-        "fields": {**card["config"]["use"], **value.get("fields", {})},
+        "class": method.card["config"]["class"],
+        "fields": {**method.options("second" in value), **value.get("fields", {})},
     }
-    return {"id": value["id"], "config": card["method"], **config} if "id" in value else {"config": config}
+    if "id" not in value:
+        return {"config": config}
+    return {"id": value["id"], "config": method.card["method"], **config}
 
 
 def _derived(clause: Clause, when: list[dict[str, Any]], point: Point) -> list[Check]:
@@ -277,9 +287,16 @@ def _standing(
             return "not-applicable", f"{method} is not in API level {level}, but in {card['api']}"
     for axis, name in clause.axis_sets.items():
         wanted = suite.sets[name].get("cards", {}).get("injectable")
-        method = str(case.axes[axis]).upper()
-        if wanted is not None and can_inject(suite.cards[method], level) is not wanted:
-            return "not-applicable", f"{method} is not in the set {name!r} at API level {level}"
+        made = suite.method(case.axes[axis])
+        if made is None:
+            continue
+        if wanted is not None and can_inject(made.card, level) is not wanted:
+            reason = f"{made.card['method']} is not in the set {name!r} at API level {level}"
+            return "not-applicable", reason
+        fields = made.card["config"].get("fields", {})
+        for option in made.point.get("fields", ()):
+            if not contains(api := fields.get(option, {}).get("api", ">=0"), level):
+                return "not-applicable", f"{option} is not in API level {level}, but in {api}"
     if clause.law and (kind := _not_adapted(suite, case)):
         return "not-applicable", f"{case.axes['method']} does not adapt {kind}"
     for name in case.requires:
@@ -297,10 +314,10 @@ def can_inject(card: Mapping[str, Any], level: Version | str) -> bool:
 
 def _not_adapted(suite: Suite, case: Case) -> str | None:
     """The kind of layer in this case of a law that the method's card does not list, if there is one."""
-    layers = suite.cards[str(case.axes["method"]).upper()].get("layers", ())
-    for value in case.axes.values():
-        model = suite.models.get(str(value))
-        for path, kind, *_ in model.get("chain", ()) if model else ():
+    method = suite.method(case.axes["method"])
+    layers = method.fact("layers") if method else ()
+    for model in case.program["models"].values():
+        for path, kind, *_ in model.get("chain", ()):
             if path == "layer" and kind not in layers:
                 return str(kind)
     return None

@@ -3,7 +3,7 @@
 `evaluate` knows a small closed grammar over Python's `ast`: names, numbers, `+ - * / @ **`, unary minus,
 indexing and slicing (`v[:, None]`, `B[:out]`), and the functions of `FUNCTIONS`. `effective` and
 `apply_layer` put a card's formulas to the one layer of a model; matrices are canonical, (out, in) or (dim,
-num), kernels flattened into `in`.
+num), kernels flattened into `in`, which is then a multiple of `kernel`.
 """
 
 from __future__ import annotations
@@ -47,11 +47,35 @@ def _sqrt(x: Value) -> Value:
     return torch.sqrt(x) if isinstance(x, Tensor) else math.sqrt(x)
 
 
+def _skew(entries: Tensor, n: int) -> Tensor:
+    """Rows of n(n - 1) / 2 entries above the diagonal -> matrices with Q = -Qᵀ."""
+    upper = torch.zeros(*entries.shape[:-1], n, n, dtype=entries.dtype)
+    rows, columns = torch.triu_indices(n, n, 1)
+    upper[..., rows, columns] = entries
+    return upper - upper.mT
+
+
+def _eye(matrices: Tensor) -> Tensor:
+    return torch.eye(matrices.shape[-1], dtype=matrices.dtype)
+
+
+def _scatter(rows: int, columns: int, at: Tensor, values: Tensor) -> Tensor:
+    flat = torch.zeros(rows * columns, dtype=torch.float64)
+    row, column = at.long()
+    return flat.index_add(0, row * columns + column, values).reshape(rows, columns)
+
+
 FUNCTIONS: dict[str, Callable[..., Value]] = {
     "sqrt": _sqrt,
     "kron": torch.kron,
     "transpose": lambda x: x.mT,  # swaps the last two dimensions
     "diag": torch.diag,
+    "repeat": lambda x, n: x.repeat_interleave(n, -1),  # each entry n times, side by side
+    "norm": lambda x: x.norm(dim=-1),  # of each row
+    "skew": _skew,
+    "cayley": lambda q: (_eye(q) - q) @ torch.linalg.inv(_eye(q) + q),
+    "block_diag": lambda x: torch.block_diag(*x),  # a stack of matrices -> one matrix
+    "scatter": _scatter,  # a rows × columns matrix, zero but for `values` at the index pairs `at` (2, n)
 }
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -209,11 +233,25 @@ def _symbols(
             raise Misfit(f"adapter {adapter.name!r} has no tensor {name} on this layer")
     for name, choices in adapter.card.get("symbols", {}).items():
         if name not in overrides:
-            choice = next((c for c in choices if _holds(c.get("when", {}), fields)), None)
-            if choice is None:
-                raise FormulaError(f"card {adapter.card['method']}: no value of {name!r} fits the config")
-            symbols[name] = evaluate(choice["value"], symbols)
+            symbols[name] = evaluate(_chosen(adapter, name, choices, layer, overrides), symbols)
     return symbols
+
+
+def _chosen(
+    adapter: Adapter,
+    name: str,
+    choices: str | Sequence[Mapping[str, Any]],
+    layer: str,
+    overrides: Mapping[str, float],
+) -> str:
+    """The formula itself, or the first of several that fits the config and the layer."""
+    if isinstance(choices, str):
+        return choices
+    fields = {**adapter.fields, **overrides}
+    for choice in choices:
+        if layer in choice.get("on", [layer]) and _holds(choice.get("when", {}), fields):
+            return str(choice["value"])
+    raise FormulaError(f"card {adapter.card['method']}: no value of {name!r} fits the config")
 
 
 def _holds(when: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
@@ -245,10 +283,13 @@ def effective(
         if together == "one" and len(adapters) > 1:
             raise FormulaError(f"card {adapter.card['method']}: one adapter at a time, given {len(adapters)}")
         from_w, from_b = (w, b) if together == "compose" else (base, base_bias)
-        known = {"W": from_w, "b": from_b, "out": base.shape[0], "in": base.shape[1]}
+        kernel = math.prod(stored.shape[2:])
+        known = {"W": from_w, "b": from_b, "out": base.shape[0], "in": base.shape[1], "kernel": kernel}
         symbols = _symbols(adapter, layer, known, overrides)
-        w = w + (_sized(evaluate(adapter.card["weight"], symbols), base.shape, "weight") - from_w)
-        b = b + (_sized(evaluate(adapter.card.get("bias", "b"), symbols), base.shape[:1], "bias") - from_b)
+        new_w = _chosen(adapter, "weight", adapter.card["weight"], layer, overrides)
+        new_b = _chosen(adapter, "bias", adapter.card.get("bias", "b"), layer, overrides)
+        w = w + (_sized(evaluate(new_w, symbols), base.shape, "weight") - from_w)
+        b = b + (_sized(evaluate(new_b, symbols), base.shape[:1], "bias") - from_b)
     if bias is None and not (isinstance(b, Tensor) and b.any()):
         b = None  # whatever a formula makes of no bias is no bias
     return (w.mT if LAYERS[layer].transposed else w.reshape(stored.shape)), b

@@ -16,6 +16,7 @@ from peft_conformance.schemas import find_specs_dir, schema_errors, validator
 
 __all__ = [
     "FOLDERS",
+    "Method",
     "SpecError",
     "SpecErrors",
     "Suite",
@@ -48,6 +49,27 @@ SECTIONS = {  # of the vocabulary -> what one entry is called
 
 
 @dataclass(frozen=True)
+class Method:
+    """A method's card, at one of its points: with these options."""
+
+    card: Mapping[str, Any]
+    point: Mapping[str, Any] = field(default_factory=dict)
+
+    def fact(self, name: str) -> Any:
+        """What the point, or else the card, says; None if neither does."""
+        return self.point.get(name, self.card.get(name))
+
+    def options(self, second: bool = False) -> dict[str, Any]:
+        """The fields of its configs, `second` for an adapter beside others."""
+        config = self.card["config"]
+        return {
+            **config["use"],
+            **self.point.get("fields", {}),
+            **(config.get("second", {}) if second else {}),
+        }
+
+
+@dataclass(frozen=True)
 class Suite:
     """Everything that a specs folder says. Mappings and lists keep their line numbers (`Map`, `Seq`)."""
 
@@ -72,19 +94,41 @@ class Suite:
         near = closest(clause_id, (c.id for c in self.clauses))
         raise KeyError(f"no clause {clause_id!r}" + (f"; did you mean {near!r}?" if near else ""))
 
-    def set_values(self, name: str) -> tuple[str, ...]:
-        """The values of a named set; one drawn from the cards lists lower-case methods, at any API level."""
+    def set_values(self, name: str, where: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+        """The values of a named set; one drawn from the cards lists lower-case methods, at any API level.
+
+        `where` keeps the methods whose facts are (among) those that it says.
+        """
         entry = self.sets.get(name, Map(1))
         if "cards" not in entry:
             return tuple(entry.get("values", ()))
         wanted = entry["cards"]
-        return tuple(
-            method.lower()
-            for method, card in sorted(self.cards.items(), key=lambda item: (item[0] != "LORA", item[0]))
-            if card["kind"] == wanted.get("kind", card["kind"])
-            and wanted.get("injectable", True) in injectable(card).values()
-            and (card.get("complete", False) or "complete" not in wanted)
+        names: list[str] = []
+        for method, card in sorted(self.cards.items(), key=lambda item: (item[0] != "LORA", item[0])):
+            if (
+                card["kind"] == wanted.get("kind", card["kind"])
+                and wanted.get("injectable", True) in injectable(card).values()
+                and (card.get("complete", False) or "complete" not in wanted)
+            ):
+                points = card["config"].get("points", ()) if "points" in wanted else ()
+                names += [method.lower(), *(f"{method.lower()}-{point}" for point in points)]
+        return tuple(name for name in names if self._fits(name, where or {}))
+
+    def _fits(self, name: str, where: Mapping[str, Any]) -> bool:
+        method = self.method(name)
+        return method is not None and all(
+            method.fact(fact) in value if isinstance(value, list) else method.fact(fact) == value
+            for fact, value in where.items()
         )
+
+    def method(self, name: Any) -> Method | None:
+        """What `lora`, or `ia3-feedforward` for a point of IA3's card, names; None for what no card has."""
+        method, _, point = str(name).partition("-")
+        card = self.cards.get(method.upper())
+        if card is None or not point:
+            return None if card is None else Method(card)
+        at = card["config"].get("points", {}).get(point.lower())
+        return None if at is None else Method(card, at)
 
     def file_of(self, entry: Map) -> Path:
         """The file in which a card, an inventory or another whole document stands."""
@@ -191,7 +235,7 @@ def _clause(suite: Suite, file: Path, data: Map, raw: Map, line: int) -> Clause:
         modifies=tuple(raw.get("modifies", ())),
         variants=tuple(Variant(v["api"], checks(v["then"])) for v in variants),
         matrix={
-            axis: suite.set_values(axis_sets[axis]) if axis in axis_sets else tuple(values)
+            axis: suite.set_values(values["set"], values.get("where")) if axis in axis_sets else tuple(values)
             for axis, values in raw.get("matrix", {}).items()
         },
         axis_sets=axis_sets,

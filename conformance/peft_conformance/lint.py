@@ -63,6 +63,8 @@ ARGUMENTS = {  # parameter of an operation -> kind of entity that it takes
     "save_directory": "folder",
     "pretrained_model_name_or_path": "folder",
 }
+OF_COMPLETE = ("fields", "layers", "tensors", "weight", "active_together", "identity_at_init", "mergeable")
+SIZES = ("W", "b", "in", "out", "num", "dim", "kernel")  # what every formula may name
 TABLES = ("model", "state_dict", "folder", "tensor")  # what holds tensors
 CHECKS: dict[str, dict[str, tuple[str, ...]]] = {  # check -> key -> kinds of entity that it may name
     "all": {"of": TABLES},
@@ -126,21 +128,34 @@ def _vocabulary(suite: Suite) -> Iterator[SpecError]:
 def _cards(suite: Suite) -> Iterator[SpecError]:
     for card in suite.cards.values():
         file, config = suite.file_of(card), card["config"]
-        fields = {*config.get("fields", config["use"])}
+        options = [
+            config["use"],
+            config.get("second", {}),
+            *(p["fields"] for p in config.get("points", {}).values()),
+        ]
+        fields = {*config.get("fields", (name for part in options for name in part))}
         problem = untiled(list(injectable(card)), ">=0")
         if problem:
             yield SpecError(file, card.lines["injectable"], f"injectable: the ranges {problem}")
-        named = [(config["use"], name) for name in config["use"]]
+        if card.get("complete"):
+            for fact in OF_COMPLETE:
+                if fact not in card and fact not in config:
+                    yield SpecError(file, card.lines["complete"], f"a complete card states `{fact}`")
         tensors = card.get("tensors", {})
-        alternatives = [a for alternatives in card.get("symbols", {}).values() for a in alternatives]
-        named += [(e["when"], name) for e in [*tensors.values(), *alternatives] for name in e.get("when", ())]
+        choices = [card[key] for key in ("weight", "bias") if isinstance(card.get(key), list)]
+        choices += [*card.get("symbols", {}).values()]
+        alternatives = [choice for part in choices for choice in part]
+        shapes = [e["shape"] for e in tensors.values() if e["shape"] and isinstance(e["shape"][0], dict)]
+        conditions = [*tensors.values(), *alternatives, *(choice for part in shapes for choice in part)]
+        named = [(part, name) for part in options for name in part]
+        named += [(entry["when"], name) for entry in conditions for name in entry.get("when", ())]
         for where, name in named:
             if name not in fields:
                 message = f"{config['class']} has no field {name!r}"
                 yield SpecError(file, where.lines[name], message, closest(name, fields))
-        symbols = {"W", "b", "in", "out", "num", "dim", *fields, *card.get("symbols", ()), *tensors}
+        symbols = {*SIZES, *fields, *card.get("symbols", ()), *tensors}
         symbols |= {entry.get("symbol", name) for name, entry in tensors.items()}
-        formulas = [(card, key) for key in ("weight", "bias") if key in card]
+        formulas = [(card, key) for key in ("weight", "bias") if isinstance(card.get(key), str)]
         for holder, key in [*formulas, *((a, "value") for a in alternatives)]:
             try:
                 unknown = sorted(parse(holder[key])[1] - symbols)
@@ -312,8 +327,13 @@ class _ClauseLint:
         clause, raw = self.clause, self.raw.get("matrix", Map(1))
         for axis, values in clause.matrix.items():
             line = raw.lines[axis]
-            if axis in clause.axis_sets:
-                self.known("set", clause.axis_sets[axis], self.suite.sets, line)
+            if axis in clause.axis_sets and self.known("set", clause.axis_sets[axis], self.suite.sets, line):
+                if "where" in raw[axis] and "cards" not in self.suite.sets[clause.axis_sets[axis]]:
+                    self.error(
+                        line, f"`where` speaks of methods, the set {clause.axis_sets[axis]!r} has none"
+                    )
+                elif not values:
+                    self.error(line, f"no method of the set {clause.axis_sets[axis]!r} is so")
             if len({*map(str, values)}) < len(values) or len({*values}) < len(values):
                 self.error(line, f"axis {axis!r} has values that read the same")
         if not all(clause.matrix.values()):
@@ -455,15 +475,22 @@ class _ClauseLint:
             if value in NO_CARD:
                 continue
             line = made.lines["config"]
-            if not self.known("method", str(value).upper(), self.suite.cards, line):
+            method = self.suite.method(value)
+            if method is None:
+                self.known("method", str(value).upper(), self.methods(), line)
                 continue
-            config = self.suite.cards[str(value).upper()]["config"]
+            config = method.card["config"]
             for name in made.get("fields", ()) if "fields" in config else ():
                 at = made["fields"].lines[name]
                 if self.known("field", name, config["fields"], at, of=config["class"]):
                     self.in_range(
                         config["fields"][name].get("api", ">=0"), f"{name} of {config['class']}", at
                     )
+
+    def methods(self) -> list[str]:
+        """What a config may name: every method, and every point of its card."""
+        points = {method: card["config"].get("points", ()) for method, card in self.suite.cards.items()}
+        return [m + (p and f"-{p.upper()}") for m, names in points.items() for p in ("", *names)]
 
     # what is expected
 

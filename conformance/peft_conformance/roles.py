@@ -30,8 +30,13 @@ class Tag:
     bare: str  # the same without the adapter's name and PeftModel's prefix: as in a checkpoint
 
     def has_role(self, role: str) -> bool:
-        """True when `role` names what the tensor is for; `adapter` stands for every role of the cards."""
-        return self.role == role or (role == "adapter" and self.role not in ("base", "aux"))
+        """True when `role` names what the tensor is for.
+
+        `adapter` stands for every role of the cards, `saved` for all of them but `unsaved`.
+        """
+        if role in ("adapter", "saved"):
+            return self.role not in ("base", "aux") and (role == "adapter" or self.role != "unsaved")
+        return self.role == role
 
 
 Tagged = tuple[Mapping[str, Any], Tag]

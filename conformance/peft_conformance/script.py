@@ -285,7 +285,8 @@ class Script:
         self.add(f"{self.output(body)}.float().square().sum().backward()")
 
     def _perturb(self, body: Body) -> None:
-        condition = self.names(body.get("part", "adapter"), body.get("adapter"))
+        part = body.get("part", "adapter")
+        condition = self.names("trainable" if part == "adapter" else part, body.get("adapter"))
         parameters = f"sorted({self.var(body['of'])}.named_parameters())"
         self.add(f"chosen = [p for n, p in {parameters} if {condition} and p.is_floating_point()]")
         self.add(f"assert chosen\ngenerator = torch.Generator().manual_seed({body.get('seed', 0)})")
@@ -516,7 +517,11 @@ class Script:
     def slots(self, role: str | None = None) -> tuple[str, ...]:
         """Where layers keep the tensors (of a role) of these methods; of all, if they have no card."""
         tensors = [pair for card in self.cards() for pair in card.get("tensors", {}).items()]
-        found = {name.partition(".")[0] for name, tensor in tensors if role in (None, tensor["role"])}
+        found = {
+            name.partition(".")[0]
+            for name, tensor in tensors
+            if role in (None, tensor["role"]) or (role == "saved" and tensor["role"] != "unsaved")
+        }
         return tuple(sorted(found)) if tensors else tuple(self.program["slots"])
 
 

@@ -14,7 +14,9 @@ from scenes import LORA, SUITE, ask, config, layer, model, module, numbers, obse
 A = torch.tensor([[1.0, 2.0]])  # (r, in) = (1, 2)
 B = torch.tensor([[1.0], [0.0], [-1.0]])  # (out, r) = (3, 1)
 W = torch.zeros(3, 2)
-SYMBOLS = {"A": A, "B": B, "W": W, "s": 0.5, "r": 2, "in": 1, "v": torch.tensor([1.0, 2.0, 3.0])}
+M = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])
+SYMBOLS: dict[str, Any] = {"M": M, "at": torch.tensor([[1, 0, 1], [2, 1, 2]])}
+SYMBOLS |= {"A": A, "B": B, "W": W, "s": 0.5, "r": 2, "in": 1, "v": torch.tensor([1.0, 2.0, 3.0])}
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,12 @@ SYMBOLS = {"A": A, "B": B, "W": W, "s": 0.5, "r": 2, "in": 1, "v": torch.tensor(
         ("kron(A, B)", [[1.0, 2.0], [0.0, 0.0], [-1.0, -2.0]]),
         ("transpose(A)", [[1.0], [2.0]]),
         ("diag(v)[0]", [1.0, 0.0, 0.0]),
+        ("repeat(A, r)", [[1.0, 1.0, 2.0, 2.0]]),
+        ("norm(B @ A * 2)", [math.sqrt(20), 0.0, math.sqrt(20)]),
+        ("skew(v, 3)", [[0.0, 1.0, 2.0], [-1.0, 0.0, 3.0], [-2.0, -3.0, 0.0]]),
+        ("cayley(skew(v[:1], r))", [[0.0, -1.0], [1.0, 0.0]]),  # (I - Q)(I + Q)⁻¹ of Q = [[0, 1], [-1, 0]]
+        ("block_diag(M)", [[1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 3.0, 4.0]]),
+        ("scatter(r, 3, at, v)", [[0.0, 2.0, 0.0], [0.0, 0.0, 4.0]]),  # 1 and 3 fall on the same place
     ],
 )
 def test_a_formula_has_the_value_worked_out_by_hand(formula: str, value: Any) -> None:
@@ -46,8 +54,8 @@ def test_a_formula_has_the_value_worked_out_by_hand(formula: str, value: Any) ->
 @pytest.mark.parametrize(
     ("formula", "says"),
     [
-        ("W + C", "no symbol 'C'; there are A, B, W"),
-        ("frob(A)", "no function 'frob'; there are diag, kron"),
+        ("W + C", "no symbol 'C'; there are A, B, M, W"),
+        ("frob(A)", "no function 'frob'; there are block_diag, cayley, diag"),
         ("A.T", "'A.T' (Attribute) is not in the grammar"),
         ("A and B", "column"),
         ("A == B", "(Compare)"),
@@ -135,6 +143,27 @@ def test_composing_adapters_change_what_the_one_before_left() -> None:
     assert [x.item() for x in effective("Linear", two, two[0], doubling("sum"), {})] == [6.0, 10.0]
     with pytest.raises(FormulaError, match="one adapter at a time, given 2"):
         effective("Linear", two, None, doubling("one"), {})
+
+
+CHOOSY = {
+    "method": "CHOOSY",
+    "tensors": {"l": {"role": "trainable", "shape": [1, "in", "*ones"]}},
+    "weight": [
+        {"when": {"wide": ["layer"]}, "on": ["Conv2d"], "value": "W * repeat(l, kernel)"},
+        {"when": {"wide": []}, "value": "W + W"},
+    ],
+}
+
+
+def test_the_first_formula_that_fits_config_and_layer_is_used() -> None:
+    tensors = {"l": torch.tensor([2.0, 3.0]).reshape(1, 2, 1, 1)}
+    wide = Adapter("a", CHOOSY, {"wide": ["layer"]}, tensors)
+    weight, _ = effective("Conv2d", torch.ones(1, 2, 1, 2), None, [wide], {})
+    assert weight.tolist() == [[[[2.0, 2.0]], [[3.0, 3.0]]]]
+    narrow = Adapter("a", CHOOSY, {"wide": []}, tensors)
+    assert effective("Linear", torch.ones(1, 2), None, [narrow], {})[0].tolist() == [[2.0, 2.0]]
+    with pytest.raises(FormulaError, match="card CHOOSY: no value of 'weight' fits the config"):
+        effective("Linear", torch.ones(1, 2), None, [wide], {})
 
 
 def test_a_layer_without_bias_is_given_none() -> None:

@@ -109,6 +109,13 @@ def test_checkpoint_keys_name_no_adapter() -> None:
     ]
 
 
+def test_saved_is_all_of_an_adapter_but_its_bookkeeping() -> None:
+    names = ("x.odd_scale", "x.odd_mask", "x.odd_norm", "x.odd_count", "x.weight")
+    tagged = tags(state_dict(*names), CARDS)
+    assert [t["name"] for t, tag in tagged if tag.has_role("saved")] == [*names[:3]]
+    assert [t["name"] for t, tag in tagged if tag.has_role("adapter")] == [*names[:4]]
+
+
 def test_a_key_that_could_be_read_both_ways_is_a_checkpoints() -> None:
     """AdaLoRA's `lora_A` of an adapter called weight, or LoRA's `lora_A.weight`."""
     cards = {**CARDS, "ADALORA": {**CARDS["ODD"], "tensors": {"lora_A": {"shape": [4], "role": "trainable"}}}}

@@ -62,6 +62,62 @@ def test_injectable_follows_the_api_level(suite: Suite, method: str, level: str,
     assert can_inject(suite.cards[method], level) is expected
 
 
+POINTS = """
+  second: {inference_mode: true}
+  points:
+    wide: {fields: {feedforward_modules: [layer]}, layers: [Linear], mergeable: false}
+"""
+
+
+@pytest.fixture
+def with_points(tmp_path: Path) -> Suite:
+    """The suite with a complete card that has a point."""
+    specs = shutil.copytree(find_specs_dir(), tmp_path / "specs")
+    card = specs / "methods" / "loha.yaml"
+    text = card.read_text("utf-8").replace(
+        "  use: {r: 4, alpha: 6}\n", f"  use: {{r: 4, alpha: 6}}{POINTS}", 1
+    )
+    card.write_text(text + "complete: true\n", "utf-8")
+    return load_suite(specs)
+
+
+def test_points_of_a_card_join_the_laws_as_methods(with_points: Suite) -> None:
+    suite = with_points
+    assert {"loha", "loha-wide"} <= {*suite.set_values("law-configs")}
+    assert "loha-wide" not in suite.set_values("law-methods")
+    assert "loha" in suite.set_values("law-configs", {"mergeable": True})
+    assert "loha-wide" not in suite.set_values("law-configs", {"mergeable": True})
+    assert "loha" not in suite.set_values("law-configs", {"active_together": ["one", "compose"]})
+    assert suite.method("loha-narrow") is None
+    cases = {
+        case.axes["layer"]: case
+        for case in expand(suite, api_level="0.21.2", clauses=["law.gradients"]).cases
+        if case.axes["method"] == "loha-wide"
+    }
+    assert cases.keys() == {"one-linear", "one-linear-biasless"}
+    case = cases["one-linear"]
+    assert "method-loha" in case.requires
+    (made,) = [s["args"]["peft_config"]["config"] for s in case.program["given"] if "call" in s]
+    assert made["fields"] == {
+        "r": 4,
+        "alpha": 6,
+        "feedforward_modules": ["layer"],
+        "target_modules": ["layer"],
+    }
+
+
+def test_the_config_of_a_second_adapter_has_the_fields_that_its_card_says(with_points: Suite) -> None:
+    cases = expand(with_points, api_level="0.21.2", clauses=["law.inactive"]).cases
+    case = next(case for case in cases if case.axes["method"] == "loha")
+    calls = [
+        s["args"]["peft_config"]["config"]["fields"]
+        for phase in ("given", "when")
+        for s in case.program[phase]
+        if s.get("call") == "inject_adapter_in_model"
+    ]
+    assert [fields.get("inference_mode") for fields in calls] == [None, True]
+
+
 def test_named_sets_are_drawn_from_the_cards_lora_first(suite: Suite) -> None:
     injectable = suite.set_values("injectable")
     assert injectable[0] == "lora"
