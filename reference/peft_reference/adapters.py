@@ -11,8 +11,11 @@ from torch import nn
 
 from .holder import Holder
 from .layer import BaseTunerLayer
+from .tokens import TrainableTokensLayer
 from .wrappers import ModulesToSaveWrapper
 
+# what an adapter of any method may have besides its layers
+COMPANIONS = (ModulesToSaveWrapper, TrainableTokensLayer)
 MODEL_PREFIX = "base_model.model."  # what a PeftModel puts before the names of the model inside
 
 
@@ -31,7 +34,9 @@ def walk(module: nn.Module, *, unique: bool = True) -> Iterator[tuple[str, nn.Mo
         seen.add(id(current))
         yield name, current
         if isinstance(current, BaseTunerLayer):
-            continue
+            if current.opaque:
+                continue
+            name, current = _below(name, current)
         children = current._modules.items()
         if isinstance(current, ModulesToSaveWrapper):
             children = {"original_module": current.original_module}.items()
@@ -40,6 +45,14 @@ def walk(module: nn.Module, *, unique: bool = True) -> Iterator[tuple[str, nn.Mo
             for key, child in reversed(children)
             if child is not None
         )
+
+
+def _below(name: str, layer: BaseTunerLayer) -> tuple[str, nn.Module]:
+    """Where the base layer is, below all adapted layers around it, and the layer itself."""
+    module: nn.Module = layer
+    while isinstance(module, BaseTunerLayer):
+        name, module = f"{name}.base_layer", module.base_layer
+    return name, module
 
 
 def without_compile(name: str) -> str:
@@ -60,8 +73,8 @@ def named_holders(model: nn.Module, *, unique: bool = True) -> Iterator[tuple[st
 
 
 def holders(model: nn.Module, layer_cls: type[BaseTunerLayer] = BaseTunerLayer) -> list[Holder]:
-    """The adapted layers of class `layer_cls` and the modules_to_save wrappers in a model, outer first."""
-    return [h for _, h in named_holders(model) if isinstance(h, (layer_cls, ModulesToSaveWrapper))]
+    """The adapted layers of class `layer_cls` and their companions in a model, outer first."""
+    return [h for _, h in named_holders(model) if isinstance(h, (layer_cls, *COMPANIONS))]
 
 
 def active_adapters_of(model: nn.Module) -> list[str]:
@@ -84,8 +97,7 @@ def set_adapter(
     names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
     found = holders(model, layer_cls)
     for holder in found:
-        if isinstance(holder, ModulesToSaveWrapper):
-            holder.check_set_adapter(names)
+        holder.check_set_adapter(names)
     merged = [m for m in found if isinstance(m, BaseTunerLayer) and m.merged]
     if merged:
         warnings.warn("Adapters are merged: they are unmerged before others are activated.", stacklevel=2)
@@ -116,7 +128,11 @@ def delete_adapter(
     and the model's config stay; an unknown name is ignored. ValueError, before anything changes, if the
     adapter is merged.
     """
-    found = [h for h in holders(model, layer_cls) if getattr(h, "prefix", prefix) == prefix]
+    found = [
+        h
+        for h in holders(model, layer_cls)
+        if isinstance(h, COMPANIONS) or getattr(h, "prefix", prefix) == prefix
+    ]
     return delete_from(found, adapter_name)
 
 

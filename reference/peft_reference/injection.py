@@ -22,16 +22,22 @@ from .adapters import (
     walk,
 )
 from .config import PeftConfig
+from .holder import Holder
 from .layer import BaseTunerLayer
 from .matching import (
+    INSIDE_WRAPPERS,
     resolve_targets,
     select_by_keys,
+    select_parameters,
     select_targets,
     select_to_save,
+    select_tokens,
     warn_unmatched_patterns,
 )
 from .operators import Conv1D, Linear, operator_of
 from .registry import tuner_for
+from .tokens import TrainableTokensLayer, TrainableTokensWrapper
+from .tying import Ties, base_module
 from .wrappers import ModulesToSaveWrapper
 
 
@@ -88,35 +94,43 @@ class Injection:
 
         modules = dict(walk(model))
         saved = select_to_save(config, modules, adapter_name)
+        ties = Ties(modules, bool(getattr(config, "ensure_weight_tying", False)))
+        save_with = ties.follow(saved, modules)
         off_limits = tuple(f"{name}." for name in saved)
         candidates = {
             name: module
             for name, module in modules.items()
-            if name not in saved and not name.startswith(off_limits) and not name.endswith(".original_module")
+            if name not in saved and not name.startswith(off_limits) and not name.endswith(INSIDE_WRAPPERS)
         }
+        parameters = select_parameters(config, candidates)
         self.targets: Any = config.target_modules
         if state_dict is None or self.targets:
-            self.targets = resolve_targets(config, model, candidates, tuner_cls.target_module_mapping)
+            mapping = tuner_cls.target_module_mapping
+            self.targets = resolve_targets(config, model, candidates, mapping, bool(parameters))
         if state_dict is None:
-            names = select_targets(config, self.targets, candidates)
+            names = select_targets(config, self.targets, candidates, bool(parameters))
         else:
             names = select_by_keys(
                 config, self.targets, candidates, state_dict, self.layer_cls.adapter_layer_names
             )
-        self.targeted_module_names = names
-        self.layers = {name: self._adapted_layer(name, candidates[name]) for name in names}
+        targets = {name: candidates[name] for name in names}
+        adapt_with = ties.follow(targets, candidates)
+        self.targeted_module_names = [name for name in candidates if name in targets]
+        self.layers = {n: self._adapted_layer(n, candidates[n]) for n in self.targeted_module_names}
         for name, layer in self.layers.items():
             self.layer_cls.check(config, layer.get_base_layer(), layer.op, name)
-        warn_unmatched_patterns(config, names)
+        warn_unmatched_patterns(
+            config, [*self.layers, *(f"{m}.{p}" for m in parameters for p in parameters[m])]
+        )
         self.decided = self._decided_fields()
 
-        self.contents = {
-            name: self._create(name, layer, low_cpu_mem_usage) for name, layer in self.layers.items()
-        }
-        self.wrappers = {
-            n: m if isinstance(m, ModulesToSaveWrapper) else ModulesToSaveWrapper(m) for n, m in saved.items()
-        }
-        self.copies = {name: wrapper.create() for name, wrapper in self.wrappers.items()}
+        self.low_cpu_mem_usage = low_cpu_mem_usage
+        self.placed: dict[str, nn.Module] = {}  # name -> the module that will stand there
+        self.contents: dict[Holder, Any] = {}  # holder -> what it will have of the adapter
+        self._plan_layers(self.layers, adapt_with, lambda name, layer: layer.create(config, name))
+        self._plan_parameters(parameters, candidates, tuner_cls.parameter_layer_cls)
+        self._plan_tokens(select_tokens(config, model, modules), candidates, ties)
+        self._plan_copies(saved, save_with)
 
     # Planning ------------------------------------------------------------------------------------
 
@@ -136,10 +150,6 @@ class Injection:
     def _adapted_layer(self, name: str, module: nn.Module) -> BaseTunerLayer:
         """The adapted layer for a target: the one that is there, or a new one, not yet in the model."""
         if isinstance(module, self.layer_cls):
-            if self.adapter_name in module.merged_adapters:
-                raise ValueError(
-                    f"Adapter '{self.adapter_name}' is merged and cannot be replaced. Unmerge it first."
-                )
             return module
         op = module.op if isinstance(module, BaseTunerLayer) else operator_of(module)  # of another method
         if op is None or op not in self.layer_cls.operators:
@@ -163,11 +173,93 @@ class Injection:
                 decided["fan_in_fan_out"] = not wrong
         return decided
 
-    def _create(self, name: str, layer: BaseTunerLayer, low_cpu_mem_usage: bool) -> dict[str, Any]:
+    def _plan_layers(
+        self,
+        layers: Mapping[str, BaseTunerLayer],
+        leaders: Mapping[str, str],
+        create: Callable[[str, Any], dict[str, Any]],
+    ) -> None:
+        """Each layer gets its own contents, or shares those of the layer that leads it."""
+        for name, layer in layers.items():
+            self.placed.setdefault(name, layer)
+        for name in sorted(layers, key=lambda name: name in leaders):
+            if name not in leaders:
+                self.contents[layers[name]] = self._create(layers[name], partial(create, name, layers[name]))
+                continue
+            leader = layers[leaders[name]]
+            shared = layers[name].share(leader, self.adapter_name, self.contents[leader])
+            self.contents[layers[name]] = shared | {"tied_to": leader}
+
+    def _plan_parameters(
+        self, parameters: Mapping[str, list[str]], modules: Mapping[str, nn.Module], layer_cls: Any
+    ) -> None:
+        """A layer for each adapted parameter, around its module; those of one module are nested."""
+        if not parameters:
+            if getattr(self.config, "target_parameters", None):
+                text = f"target_parameters={self.config.target_parameters} matches no parameter."
+                warnings.warn(text, RuntimeWarning, stacklevel=5)
+            return
+        held = {
+            name: {layer.parameter_name for layer in module.nested()}
+            for name, module in modules.items()
+            if isinstance(module, layer_cls)
+        }
+        if held and held != {name: set(keys) for name, keys in parameters.items()}:
+            raise ValueError(
+                "All adapters with `target_parameters` have to target the same set of parameters."
+            )
+        for name, keys in parameters.items():
+            if name in self.layers or (isinstance(modules[name], BaseTunerLayer) and name not in held):
+                raise ValueError(f"'{name}' is adapted whole: target_parameters cannot name a part of it.")
+            for key in keys:
+                layer_cls.check_parameter(self.config, base_module(modules[name]), f"{name}.{key}")
+        for name, keys in parameters.items():
+            outer: Any = modules[name]
+            for key in keys if name not in held else ():
+                outer = layer_cls(outer, key)
+            self.placed[name] = outer
+            for layer in outer.nested():
+                full_name = f"{name}.{layer.parameter_name}"
+                self.contents[layer] = self._create(layer, partial(layer.create, self.config, full_name))
+
+    def _plan_tokens(
+        self, indices: dict[str, list[int]], modules: Mapping[str, nn.Module], ties: Ties
+    ) -> None:
+        """Trained rows for the modules whose tokens are named, and for those that follow them."""
+        free = {name: module for name, module in modules.items() if name not in self.placed}
+        if taken := [name for name in indices if name not in free]:
+            raise ValueError(f"{taken} cannot have trainable tokens: adapted or trained whole already.")
+        leaders = ties.follow_tokens(indices, free)
+        layers = {}
+        for name, own in indices.items():
+            module = free[name]
+            if not isinstance(module, TrainableTokensWrapper):
+                TrainableTokensLayer.check_module(module, name)
+                module = TrainableTokensWrapper(module)
+            module.token_adapter.check_tokens(own, name)
+            self.placed[name], layers[name] = module, module.token_adapter
+        self._plan_layers(layers, leaders, lambda name, layer: layer.create_rows(indices[name]))
+
+    def _plan_copies(self, saved: Mapping[str, nn.Module], leaders: Mapping[str, str]) -> None:
+        """Copies of the modules to save; those of a tied group share one weight."""
+        for name in sorted(saved, key=lambda name: name in leaders):
+            module = saved[name]
+            wrapper = module if isinstance(module, ModulesToSaveWrapper) else ModulesToSaveWrapper(module)
+            self.placed[name] = wrapper
+            self.contents[wrapper] = wrapper.create()
+            if name in leaders:
+                leader: Any = self.placed[leaders[name]]
+                self.contents[wrapper].weight = self.contents[leader].weight
+
+    def _create(self, layer: BaseTunerLayer, create: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The adapter's slots for one layer, on the base weight's device (or meta), in its dtype and mode."""
+        if self.adapter_name in layer.merged_adapters:
+            raise ValueError(
+                f"Adapter '{self.adapter_name}' is merged and cannot be replaced. Unmerge it first."
+            )
         weight = layer.weight
-        with torch.device("meta" if low_cpu_mem_usage else weight.device):
-            contents = layer.create(self.config, name)
+        with torch.device("meta" if self.low_cpu_mem_usage else weight.device):
+            contents = create()
         dtype = weight.dtype if weight.is_floating_point() or weight.is_complex() else None
         for value in contents.values():
             if isinstance(value, nn.Module):
@@ -187,13 +279,11 @@ class Injection:
             if not any(isinstance(holder, BaseTunerLayer) for holder in found):  # the first adapter
                 for parameter in self.model.parameters():
                     self._set_requires_grad(parameter, False)
-            for name, layer in self.layers.items():
-                self._place(name, layer)
-                self._replace(layer, self.contents[name])
-            for name, wrapper in self.wrappers.items():
-                self._place(name, wrapper)
-                self._replace(wrapper, self.copies[name])
-            for holder in dict.fromkeys([*found, *self.layers.values(), *self.wrappers.values()]):
+            for name, module in self.placed.items():
+                self._place(name, module)
+            for holder, contents in self.contents.items():
+                self._replace(holder, contents)
+            for holder in dict.fromkeys([*found, *self.contents]):
                 self._undo.append(partial(setattr, holder, "_active_adapter", holder._active_adapter))
                 holder._active_adapter = list(active)
                 holder.set_requires_grad(self.adapter_name, trains)
@@ -203,7 +293,7 @@ class Injection:
         except BaseException:
             self.undo()
             raise
-        for plan in (self.layers, self.contents, self.wrappers, self.copies):
+        for plan in (self.layers, self.placed, self.contents):
             plan.clear()  # the model has them now, and may delete them
         return self
 
@@ -281,6 +371,7 @@ class BaseTuner(nn.Module):
 
     prefix: ClassVar[str]
     tuner_layer_cls: ClassVar[type[BaseTunerLayer]]
+    parameter_layer_cls: ClassVar[type[BaseTunerLayer] | None] = None  # for config.target_parameters
     target_module_mapping: ClassVar[Mapping[str, Collection[str] | str]] = {}  # by model type
 
     def __init__(

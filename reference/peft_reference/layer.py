@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .errors import UnsupportedOptionError
 from .holder import Holder
 from .operators import Operator
 
@@ -32,18 +33,21 @@ class BaseTunerLayer(Holder):
     slots: ClassVar[dict[str, type]]
     adapter_layer_names: ClassVar[tuple[str, ...]]  # the slots whose tensors are trained
     matrix_slots: ClassVar[tuple[str, ...]] = ()  # the slots whose weights always have two dimensions or more
+    opaque: ClassVar[bool] = True  # whether what is inside the base layer is part of it, and never adapted
 
     def __init__(self, base_layer: nn.Module, op: type[Operator]) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.training = base_layer.training
+        # adapter -> the layer whose weights it uses here too: it has the same base weight, and merges into it
+        self.tied_to: dict[str, BaseTunerLayer] = {}
         for slot, kind in self.slots.items():
             container = kind()
             if isinstance(container, nn.Module):
                 container.train(self.training)
             setattr(self, slot, container)
         self.op = op
-        self.in_features, self.out_features = op.features(self.get_base_layer())
+        self.in_features, self.out_features = self.features()
         self._adapters: dict[str, None] = {}  # the adapters this layer has, in order of arrival
         self.merged_adapters: list[str] = []
         self._saved_base: tuple[Tensor, Tensor | None] | None = None  # weight and bias before the first merge
@@ -57,6 +61,14 @@ class BaseTunerLayer(Holder):
     def create(self, config: Any, name: str) -> dict[str, Any]:
         """The contents of the slots for one new adapter on the module called `name`, not yet attached."""
         raise NotImplementedError
+
+    def share(self, leader: BaseTunerLayer, adapter: str, contents: dict[str, Any]) -> dict[str, Any]:
+        """The contents of the slots for an adapter that follows the leader's, whose slots get `contents`."""
+        raise UnsupportedOptionError(f"{type(self).__name__} cannot follow the adapters of a tied layer.")
+
+    def features(self) -> tuple[int, int]:
+        """(in, out) of what is adapted."""
+        return self.op.features(self.get_base_layer())
 
     def delta(self, adapter: str) -> Tensor:
         """What the adapter adds to the base weight: (out, in, *kernel)."""
@@ -95,7 +107,7 @@ class BaseTunerLayer(Holder):
     def attach(self, adapter: str, contents: dict[str, Any]) -> None:
         """Put what `create` made into the slots, replacing an adapter of that name."""
         self.detach(adapter)
-        for slot, value in contents.items():
+        for slot, value in contents.items():  # a slot, or `tied_to`
             getattr(self, slot)[adapter] = value
         self._adapters[adapter] = None
 
@@ -104,7 +116,7 @@ class BaseTunerLayer(Holder):
         if self._adapters.pop(adapter, self) is self:
             return {}
         taken = {}
-        for slot in self.slots:
+        for slot in ("tied_to", *self.slots):
             container: Any = getattr(self, slot)
             if adapter in container:
                 taken[slot] = container.pop(adapter)
@@ -210,10 +222,12 @@ class BaseTunerLayer(Holder):
         adapters = self.mergeable_adapters(adapter_names)
         if not adapters:
             return
-        weight, bias = self.merged_base(adapters, safe_merge)
-        if self._saved_base is None:
-            self._saved_base = (self.weight.clone(), None if self.bias is None else self.bias.clone())
-        self._write_base(weight, bias)
+        own = [adapter for adapter in adapters if adapter not in self.tied_to]
+        if own:
+            weight, bias = self.merged_base(own, safe_merge)
+            if self._saved_base is None:
+                self._saved_base = (self.weight.clone(), None if self.bias is None else self.bias.clone())
+            self._write_base(weight, bias)
         self.merged_adapters.extend(adapters)
 
     @torch.no_grad()

@@ -16,8 +16,11 @@ from .adapters import MODEL_PREFIX, without_compile
 from .errors import NoMatchingPeftModuleError
 from .layer import BaseTunerLayer
 from .operators import Conv1D, Linear, operator_of
+from .tokens import TrainableTokensWrapper
+from .tying import base_module
 from .wrappers import ModulesToSaveWrapper
 
+INSIDE_WRAPPERS = (".original_module", ".token_adapter")  # no modules of their own: wrappers are matched
 Targets = str | set[str]
 Modules = dict[str, nn.Module]
 T = TypeVar("T")
@@ -82,16 +85,22 @@ def is_transformers_model(model: nn.Module) -> bool:
 
 
 def resolve_targets(
-    config: Any, model: nn.Module, modules: Modules, defaults: Mapping[str, Collection[str] | str]
+    config: Any,
+    model: nn.Module,
+    modules: Modules,
+    defaults: Mapping[str, Collection[str] | str],
+    optional: bool = False,
 ) -> Targets:
     """`target_modules` as a regex or a set of names: None by architecture, `all-linear` by looking at the
-    layers.
+    layers. If `optional`, there need not be any.
     """
     targets = config.target_modules
     if targets is None:
         model_config = getattr(model, "config", None)
         as_dict = model_config if isinstance(model_config, dict) else getattr(model_config, "__dict__", {})
         model_type: Any = as_dict.get("model_type") or getattr(model_config, "model_type", None)
+        if model_type not in defaults and optional:
+            return set()
         if model_type not in defaults:
             known_as = f"model type {model_type!r}" if model_type else type(model).__name__
             raise ValueError(f"`target_modules` has to be given: there is no default for {known_as}.")
@@ -116,8 +125,12 @@ def _all_linear(config: Any, model: Any, modules: Modules) -> set[str]:
     }
 
 
-def select_targets(config: Any, targets: Targets, modules: Modules) -> list[str]:
-    """The names of the modules to adapt, in the model's order; NoMatchingPeftModuleError if none are."""
+def select_targets(config: Any, targets: Targets, modules: Modules, optional: bool = False) -> list[str]:
+    """The names of the modules to adapt, in the model's order; NoMatchingPeftModuleError if none are, unless
+    there are no targets and they are `optional`.
+    """
+    if optional and not targets:
+        return []
     exclude = getattr(config, "exclude_modules", None)
     matched = [name for name in modules if is_target(targets, config, name)]
     selected = [name for name in matched if not names_module(exclude, name)]
@@ -194,7 +207,47 @@ def select_to_save(config: Any, modules: Modules, adapter_name: str) -> Modules:
     for name, module in modules.items():
         # any suffix, dot or not, as in PEFT: `classifier` also saves DistilBERT's `pre_classifier`
         if name.endswith(entries) and name and not name.startswith(tuple(f"{outer}." for outer in saved)):
+            if isinstance(module, TrainableTokensWrapper):
+                raise ValueError(f"'{name}' has trainable tokens and cannot be trained whole as well.")
             if not isinstance(module, ModulesToSaveWrapper):
                 ModulesToSaveWrapper.check(module, name)
             saved[name] = module
     return saved
+
+
+def select_tokens(config: Any, model: Any, modules: Modules) -> dict[str, list[int]]:
+    """Module name -> the tokens whose rows `trainable_token_indices` asks for. A list means the input
+    embedding, or what is called `embed_tokens`; a dict names its modules by the ends of their names.
+
+    ValueError for a name that no module has.
+    """
+    given = getattr(config, "trainable_token_indices", None)
+    if not given:
+        return {}
+    if not isinstance(given, dict):
+        embedding = model.get_input_embeddings() if is_transformers_model(model) else None
+        own = next((name for name, module in modules.items() if module is embedding), "embed_tokens")
+        given = {own: given}
+    found: dict[str, list[int]] = {}
+    for key, indices in given.items():
+        named = [n for n in modules if n and n.endswith(key) and not n.endswith(INSIDE_WRAPPERS)]
+        if not named:
+            raise ValueError(f"trainable_token_indices names '{key}', which is not found in the base model.")
+        found.update((name, list(indices)) for name in named)
+    return found
+
+
+def select_parameters(config: Any, modules: Modules) -> dict[str, list[str]]:
+    """Module name -> the names of its own parameters that `target_parameters` means, in the model's order.
+
+    ValueError for a parameter of the model itself, which cannot be wrapped.
+    """
+    wanted = getattr(config, "target_parameters", None)
+    found: dict[str, list[str]] = {}
+    for name, module in modules.items() if wanted else ():
+        for key, parameter in base_module(module)._parameters.items():
+            if parameter is not None and names_module(wanted, f"{name}.{key}".removeprefix(".")):
+                if not name:
+                    raise ValueError(f"'{key}' belongs to the model itself, and has to be in a module.")
+                found.setdefault(name, []).append(key)
+    return found

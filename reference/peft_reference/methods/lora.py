@@ -22,6 +22,7 @@ from ..layer import BaseTunerLayer
 from ..matching import pattern_value
 from ..operators import OPERATORS, Embedding, Operator
 from ..registry import PeftType, register_peft_method
+from ..tying import TiedFactor
 from . import defaults
 
 
@@ -78,10 +79,9 @@ class LoraConfig(PeftConfig):
 
     _not_saved: ClassVar[frozenset[str]] = frozenset({"runtime_config"})
     _not_offered: ClassVar[tuple[str, ...]] = (
-        *("megatron_config", "trainable_token_indices", "loftq_config", "eva_config", "corda_config"),
-        *("lora_ga_config", "velora_config", "alora_invocation_tokens", "use_qalora"),
-        *("monteclora_config", "layer_replication", "target_parameters", "use_bdlora", "arrow_config"),
-        *("kasa_config", "ensure_weight_tying"),
+        *("megatron_config", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+        *("velora_config", "alora_invocation_tokens", "use_qalora", "monteclora_config"),
+        *("layer_replication", "use_bdlora", "arrow_config", "kasa_config"),
     )
     _inits_not_offered: ClassVar[tuple[str, ...]] = (
         *("eva", "olora", "pissa", "corda", "loftq", "orthogonal", "mica", "lora_ga"),
@@ -238,9 +238,7 @@ class LoraLayer(BaseTunerLayer):
             return contents | {"lora_embedding_A": nn.Parameter(A), "lora_embedding_B": nn.Parameter(B)}
         a: Any
         b: Any
-        a, b = self.op.factors(
-            self.get_base_layer(), self.in_features, r, self.out_features, config.lora_bias
-        )
+        a, b = self.new_factors(r, config.lora_bias)
         if config.init_lora_weights:  # A keeps torch's own initialisation, Kaiming-uniform with a = √5
             nn.init.zeros_(b.weight)
             if config.lora_bias:
@@ -248,6 +246,22 @@ class LoraLayer(BaseTunerLayer):
         if str(config.init_lora_weights).lower() == "gaussian":
             nn.init.normal_(a.weight, std=1 / r)
         return contents | {"lora_A": a, "lora_B": b}
+
+    def new_factors(self, r: int, bias: bool) -> tuple[nn.Module, nn.Module]:
+        """Two new layers whose product has rank r."""
+        return self.op.factors(self.get_base_layer(), self.in_features, r, self.out_features, bias)
+
+    def share(self, leader: BaseTunerLayer, adapter: str, contents: dict[str, Any]) -> dict[str, Any]:
+        """The leader's factors; an embedding's A and B, transposed, are a linear layer's B and A."""
+        if self.op is leader.op or not isinstance(leader, LoraLayer):
+            return dict(contents)
+        if "lora_variant" in contents:
+            raise UnsupportedOptionError("Only plain LoRA can be tied to that of another layer.")
+        numbers = {slot: contents[slot] for slot in ("r", "lora_alpha", "scaling", "lora_dropout")}
+        return numbers | {
+            "lora_A": TiedFactor(leader.lora_embedding_B, adapter),
+            "lora_B": TiedFactor(leader.lora_embedding_A, adapter),
+        }
 
     def factors(self, adapter: str) -> tuple[Tensor, Tensor]:
         """A (r, in, *kernel) and B (out, r, *ones) of an adapter."""
@@ -288,9 +302,10 @@ class LoraLayer(BaseTunerLayer):
         slots: Any = self._modules
         a: Any = slots["lora_A"]._modules[adapter]
         b: Any = slots["lora_B"]._modules[adapter]
-        A = a._parameters["weight"]
+        tied = adapter in self.tied_to
+        A = a.weight if tied else a._parameters["weight"]
         x = x if x.dtype is A.dtype else x.to(A.dtype)
-        if A.dim() > 2:  # convolutions
+        if tied or A.dim() > 2:  # convolutions
             return b(a(x))
         return F.linear(F.linear(x, A), b._parameters["weight"], b._parameters["bias"])
 
