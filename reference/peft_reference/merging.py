@@ -8,6 +8,7 @@ from torch import nn
 
 from .adapters import holders, walk
 from .layer import BaseTunerLayer
+from .tying import base_module
 from .wrappers import ModulesToSaveWrapper
 
 
@@ -53,17 +54,16 @@ def unload(
     """
     if merge:
         merge_adapter(model, adapter_names, safe_merge)
-    held = [(n, m) for n, m in walk(model) if isinstance(m, (BaseTunerLayer, ModulesToSaveWrapper))]
+    held = [(name, module) for name, module in walk(model) if base_module(module) is not module]
     if progressbar:
         from tqdm import tqdm  # type: ignore[import-untyped]
 
         held = tqdm(held, desc="Unloading" + (" and merging" if merge else ""))
     for name, holder in reversed(list(held)):  # inner ones first
         parent_name, _, key = name.rpartition(".")
-        if isinstance(holder, BaseTunerLayer):
-            plain = holder.get_base_layer()
-        else:
-            plain = _saved_copy(holder, adapter_names) if merge else holder.original_module
+        plain = base_module(holder)
+        if merge and isinstance(holder, ModulesToSaveWrapper):
+            plain = _saved_copy(holder, adapter_names)
         setattr(model.get_submodule(parent_name), key, plain)
     for module in model.modules():  # `model` may be a PeftModel around the model that carries the configs
         vars(module).pop("peft_config", None)
@@ -79,8 +79,9 @@ def _saved_copy(wrapper: ModulesToSaveWrapper, adapter_names: list[str] | None) 
 
 
 def _warn_if_tied(model: nn.Module, layers: list[BaseTunerLayer]) -> None:
-    """Merging into a tied embedding changes the other end of the tie as well."""
-    if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+    """Merging into a tied embedding changes the other end as well; fine where both have the same adapter."""
+    tied = getattr(getattr(model, "config", None), "tie_word_embeddings", False)
+    if not tied or any(layer.tied_to for layer in layers):
         return
     ends = [
         get()

@@ -14,11 +14,12 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys as IncompatibleKeys
 
-from .adapters import MODEL_PREFIX, Holder, named_holders, walk, without_compile
+from .adapters import COMPANIONS, MODEL_PREFIX, Holder, named_holders, walk, without_compile
 from .errors import PeftWarning
 from .layer import BaseTunerLayer
 from .matching import is_transformers_model
 from .registry import tuner_for
+from .tying import base_module
 from .wrappers import ModulesToSaveWrapper
 
 EMBEDDING_LAYER_NAMES = ["embed_tokens", "lm_head"]
@@ -47,7 +48,7 @@ def adapter_entries(model: nn.Module, config: Any, adapter_name: str) -> Iterato
         while isinstance(module, BaseTunerLayer):  # several, one inside the other, where methods are mixed
             for live, saved, tensor in module.state_entries(adapter_name):
                 yield Entry(prefix + live, prefix + saved, tensor, module)
-            adapted |= module.has_adapter(adapter_name)
+            adapted |= module.has_adapter(adapter_name) and not isinstance(module, COMPANIONS)
             module, prefix = module.base_layer, f"{prefix}base_layer."
         if isinstance(module, ModulesToSaveWrapper) and module.has_adapter(adapter_name):
             for live, saved, tensor in module.state_entries(adapter_name):
@@ -151,8 +152,23 @@ def set_peft_model_state_dict(
 
     if low_cpu_mem_usage:
         values = {key: _like(value, current[key], holder_of.get(key)) for key, value in values.items()}
+    shared = _shared_parameters(model) if low_cpu_mem_usage else []
     outcome = model.load_state_dict(values, strict=False, assign=low_cpu_mem_usage)
+    for old, places_of in shared:
+        new = next((owner[key] for owner, key in places_of if owner[key] is not old), old)
+        for owner, key in places_of:
+            owner[key] = new
     return IncompatibleKeys(outcome.missing_keys, unexpected)
+
+
+def _shared_parameters(model: nn.Module) -> list[tuple[Any, list[tuple[dict[str, Any], str]]]]:
+    """Parameters that sit in several places (tied weights, tied adapters), and the places."""
+    found: dict[Any, list[tuple[dict[str, Any], str]]] = {}
+    for module in model.modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                found.setdefault(parameter, []).append((module._parameters, key))
+    return [(parameter, where) for parameter, where in found.items() if len(where) > 1]
 
 
 def get_base_model_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -194,11 +210,12 @@ def original_key(key: str, held: set[str]) -> str | None:
     """
     path, original = "", []
     for part in key.split("."):
-        if path not in held:
-            original.append(part)
-        elif part not in ("base_layer", "original_module"):
+        here = f"{path}.{part}" if path else part
+        if path in held and part not in ("base_layer", "original_module"):
             return None
-        path = f"{path}.{part}" if path else part
+        if path not in held and not (part == "token_adapter" and here in held):
+            original.append(part)
+        path = here
     return ".".join(original)
 
 
@@ -274,11 +291,11 @@ def _embedding_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
     if not is_transformers_model(inner):
         warnings.warn("The embedding layers are not known: this is no transformers model.", stacklevel=4)
         return
-    ends = {id(m) for m in (inner.get_input_embeddings(), inner.get_output_embeddings()) if m is not None}
-    for name, module in walk(model):
-        base = module
+    both = (inner.get_input_embeddings(), inner.get_output_embeddings())
+    ends = {id(base_module(module)) for module in both if module is not None}
+    for name, base in walk(model):
         while isinstance(base, BaseTunerLayer):
             name, base = f"{name}.base_layer", base.base_layer
-        if ends & {id(module), id(base)}:
+        if id(base) in ends:
             for key, tensor in base.state_dict().items():
                 yield f"{name}.{key}", tensor

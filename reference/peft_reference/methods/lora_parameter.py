@@ -1,5 +1,5 @@
-"""LoRA on a bare `nn.Parameter`, named in `target_parameters`: W' = W + s·B·A for a matrix; in a stack of experts
-(experts, out, in) each one has its own, W'_e = W_e + s·B_e·A_e.
+"""LoRA on a bare `nn.Parameter`, named in `target_parameters`: W' = W + s·B·A for a matrix; in a stack of
+experts (experts, out, in) each one has its own, W'_e = W_e + s·B_e·A_e.
 
 Rank, alpha and scaling as in LoRA, https://arxiv.org/abs/2106.09685.
 """
