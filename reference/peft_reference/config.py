@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from types import UnionType
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .registry import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType, TaskType
 
@@ -52,8 +55,14 @@ class PeftConfig:
         PEFT.
         """
         for name in ("target_modules", "exclude_modules"):
-            if isinstance(getattr(self, name, None), (list, tuple)):
-                setattr(self, name, set(getattr(self, name)))
+            given = getattr(self, name, None)
+            if isinstance(given, (list, tuple)):
+                setattr(self, name, set(given))
+            if isinstance(given, str):
+                try:
+                    re.compile(given)
+                except re.error as error:
+                    raise ValueError(f"`{name}`={given!r} is no regular expression: {error}.") from error
         for name in ("layers_to_transform", "layers_pattern"):
             if (
                 isinstance(getattr(self, "target_modules", None), str)
@@ -96,18 +105,22 @@ class PeftConfig:
         write_files(Path(save_directory), {CONFIG_NAME: self.to_json()})
 
     @classmethod
-    def from_dict(cls: type[Config], data: dict[str, Any], where: str = "the given dict") -> Config:
+    def from_dict(
+        cls: type[Config], data: dict[str, Any], where: str = "the given dict", strict: bool = False
+    ) -> Config:
         """Build the config class that `peft_type` names.
 
         Fields that this version does not know are dropped with a warning, so that files of newer releases
         load. Raises TypeError when `peft_type` is missing, ValueError when it is unknown or a field cannot
-        be used.
+        be used; with `strict`, also for values of another type than the field's.
         """
         data = dict(data)
         peft_type = data.pop("peft_type", None)
         if peft_type is None and cls is PeftConfig:
             raise TypeError(f"The config in {where} has no `peft_type` to say which method it is for.")
-        if peft_type is not None and peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        if peft_type is not None and str(getattr(peft_type, "value", peft_type)) not in {
+            known.value for known in PEFT_TYPE_TO_CONFIG_MAPPING
+        }:
             known = ", ".join(t.value for t in PEFT_TYPE_TO_CONFIG_MAPPING)
             raise ValueError(f"Unknown PEFT type passed: {peft_type} (in {where}). Known: {known}.")
         config_cls: Any = cls if peft_type is None else PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(peft_type)]
@@ -119,7 +132,10 @@ class PeftConfig:
                 "version may have written them.",
                 stacklevel=2,
             )
-        return config_cls(**{name: value for name, value in data.items() if name in known_fields})
+        values = {name: value for name, value in data.items() if name in known_fields}
+        if strict:
+            _check_types(config_cls, values)
+        return config_cls(**config_cls.check_kwargs(**values))
 
     @classmethod
     def from_peft_type(cls, **kwargs: Any) -> PeftConfig:
@@ -128,10 +144,17 @@ class PeftConfig:
 
     @classmethod
     def from_json_file(cls, path_json_file: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any]:
-        """The plain dict in a config file; ValueError if it is not a JSON object."""
+        """The plain dict in a config file; ValueError if it is not a JSON object.
+
+        What only Python takes for JSON is refused too: NaN, infinity, and a name given twice.
+        """
         try:
-            data = json.loads(Path(path_json_file).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            data = json.loads(
+                Path(path_json_file).read_text(encoding="utf-8"),
+                object_pairs_hook=_without_repeats,
+                parse_constant=_no_number,
+            )
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path_json_file} is not valid JSON: {error}") from error
         if not isinstance(data, dict):
             raise ValueError(f"{path_json_file} should hold a JSON object, found {type(data).__name__}.")
@@ -144,16 +167,69 @@ class PeftConfig:
         subfolder: str | None = None,
         **kwargs: Any,
     ) -> Config:
-        """Read `adapter_config.json` from a folder or the Hub; values cannot be overridden by `kwargs`.
+        """Read `adapter_config.json` from a folder or the Hub; `kwargs` go to `hf_hub_download`.
 
-        Raises ValueError when there is no such file or it is no JSON object, and as `from_dict`.
+        Values cannot be overridden. Raises ValueError when there is no such file, when it is no JSON object,
+        and for a field whose value is not of the field's type; TypeError when it has no `peft_type`.
         """
-        from .saving import find_file
+        from .saving import find_file, naming, not_found
 
         path = find_file(pretrained_model_name_or_path, CONFIG_NAME, subfolder=subfolder, **kwargs)
         if path is None:
-            raise ValueError(f"There is no {CONFIG_NAME} in '{pretrained_model_name_or_path}'.")
-        return cls.from_dict(cls.from_json_file(path), str(path))
+            raise not_found(pretrained_model_name_or_path, CONFIG_NAME, subfolder)
+        data = cls.from_json_file(path)
+        with naming(path):
+            return cls.from_dict(data, str(path), strict=True)
+
+    @staticmethod
+    def check_kwargs(**kwargs: Any) -> dict[str, Any]:
+        """The given fields; a config class may override this to refuse some before an object is made."""
+        return kwargs
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the name {name!r} is given twice")
+        found[name] = value
+    return found
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _check_types(config_cls: type, data: dict[str, Any]) -> None:
+    """ValueError for a JSON value that cannot be the value of its field."""
+    hints = get_type_hints(config_cls)
+    for name, value in data.items():
+        if not _fits(value, hints[name]):
+            wanted = getattr(hints[name], "__name__", hints[name])
+            raise ValueError(f"`{name}` cannot be {value!r:.80}: it should be {wanted}.")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON has the type of a hint, or is how an object of it is written."""
+    parts, origin = get_args(hint), get_origin(hint) or hint
+    if origin is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if origin in (list, set, tuple):
+        inner = [part for part in parts if part is not Ellipsis] or [Any]
+        return isinstance(value, (list, set, tuple)) and all(
+            any(_fits(item, part) for part in inner) for item in value
+        )
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(v, part) for part in parts[1:] for v in value.values())
+    if origin in (int, float):
+        return isinstance(value, (int, origin)) and not isinstance(value, bool)
+    if is_dataclass(origin):
+        return isinstance(value, (dict, origin))
+    return not isinstance(origin, type) or issubclass(origin, Enum) or isinstance(value, origin)
 
 
 @dataclass

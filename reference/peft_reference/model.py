@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from . import saving
 from .adapters import cast_adapter_dtype, holders
-from .config import PeftConfig
-from .errors import UnsupportedOptionError
+from .config import CONFIG_NAME, PeftConfig
+from .errors import PeftWarning, UnsupportedOptionError
 from .injection import BaseTuner, Injection
 from .layer import BaseTunerLayer
 from .matching import is_transformers_model
@@ -243,33 +243,36 @@ class AdaptedModel(nn.Module):
     ) -> Any:
         """Add a saved adapter to `model`, in place; frozen and in eval mode unless `is_trainable`.
 
-        `config` replaces the saved one. ValueError for files that are missing or broken, RuntimeError for
+        `config` replaces the saved one; `torch_device` is where the weights are read to; `subfolder` and other
+        `kwargs` say which files, as for `hf_hub_download`. ValueError for files that are missing or broken, RuntimeError for
         weights of other shapes (unless `ignore_mismatched_sizes=True`); the model is unchanged after an
         error.
         """
         if config is not None and not isinstance(config, PeftConfig):
             raise ValueError(f"config should be a PeftConfig, got a {type(config).__name__}.")
-        _refuse_offload(ephemeral_gpu_offload)
         if config is None:
             config = PeftConfig.from_pretrained(model_id, **kwargs)
         config.inference_mode = not is_trainable
-        weights = _read_weights(model_id, None, key_mapping, kwargs)
+        _set_offload(config, ephemeral_gpu_offload)
+        weights = _read_weights(model_id, key_mapping, kwargs)
         wrapper_cls: Any = _class_for(config) if cls is PeftModel else cls
-        peft_model = wrapper_cls(
-            model,
-            config,
-            adapter_name,
-            autocast_adapter_dtype=autocast_adapter_dtype,
-            low_cpu_mem_usage=low_cpu_mem_usage,
-        )
-        peft_model._load(
-            adapter_name,
-            weights,
-            peft_model.base_model.injection,
-            autocast_adapter_dtype,
-            low_cpu_mem_usage,
-            kwargs,
-        )
+        with saving.naming(f"{CONFIG_NAME} of {model_id}"):
+            peft_model = wrapper_cls(
+                model,
+                config,
+                adapter_name,
+                autocast_adapter_dtype=autocast_adapter_dtype,
+                low_cpu_mem_usage=low_cpu_mem_usage,
+            )
+        with saving.naming(f"adapter_model of {model_id}"):
+            peft_model._load(
+                adapter_name,
+                weights,
+                peft_model.base_model.injection,
+                autocast_adapter_dtype,
+                low_cpu_mem_usage,
+                kwargs,
+            )
         peft_model.base_model.injection.forget()
         return peft_model if is_trainable else peft_model.eval()
 
@@ -291,16 +294,20 @@ class AdaptedModel(nn.Module):
         unless `is_trainable`. Errors as `from_pretrained`, and ValueError for another PEFT type; the model
         is then unchanged.
         """
-        _refuse_offload(ephemeral_gpu_offload)
         done = None
         config = None
         if adapter_name not in self.peft_config:
             config = PeftConfig.from_pretrained(model_id, **kwargs)
             config.inference_mode = not is_trainable
-        weights = _read_weights(model_id, torch_device, key_mapping, kwargs)
+            _set_offload(config, ephemeral_gpu_offload)
+        weights = _read_weights(model_id, key_mapping, {**kwargs, "torch_device": torch_device})
         if config is not None:
-            done = self._add(adapter_name, config, low_cpu_mem_usage, autocast_adapter_dtype)
-        outcome = self._load(adapter_name, weights, done, autocast_adapter_dtype, low_cpu_mem_usage, kwargs)
+            with saving.naming(f"{CONFIG_NAME} of {model_id}"):
+                done = self._add(adapter_name, config, low_cpu_mem_usage, autocast_adapter_dtype)
+        with saving.naming(f"adapter_model of {model_id}"):
+            outcome = self._load(
+                adapter_name, weights, done, autocast_adapter_dtype, low_cpu_mem_usage, kwargs
+            )
         if is_trainable:
             self.set_requires_grad(adapter_name)
         else:
@@ -501,16 +508,21 @@ def _warn_about_name(adapter_name: str, tuner_cls: type[BaseTuner]) -> None:
         )
 
 
-def _refuse_offload(ephemeral_gpu_offload: bool) -> None:
-    if ephemeral_gpu_offload:
-        raise UnsupportedOptionError("ephemeral_gpu_offload is not implemented in the reference.")
+def _set_offload(config: PeftConfig, ephemeral_gpu_offload: bool) -> None:
+    """Hand the wish on to the method; one that has no such choice ignores it."""
+    runtime = getattr(config, "runtime_config", None)
+    if ephemeral_gpu_offload and runtime is None:
+        warnings.warn(
+            f"ephemeral_gpu_offload is ignored: {config.peft_type} has no runtime_config.",
+            PeftWarning,
+            stacklevel=3,
+        )
+    elif ephemeral_gpu_offload:
+        runtime.ephemeral_gpu_offload = True
 
 
 def _read_weights(
-    model_id: str | os.PathLike[str],
-    device: str | None,
-    key_mapping: dict[str, str] | None,
-    options: dict[str, Any],
+    model_id: str | os.PathLike[str], key_mapping: dict[str, str] | None, options: dict[str, Any]
 ) -> dict[str, Tensor]:
-    options = {key: value for key, value in options.items() if key != "ignore_mismatched_sizes"}
-    return saving.load_peft_weights(model_id, device, key_mapping, **options)
+    """The weights of an adapter on the device that the options name; by default where the reader puts them."""
+    return saving.load_peft_weights(model_id, options.get("torch_device"), key_mapping, **options)

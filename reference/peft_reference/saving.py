@@ -4,17 +4,19 @@ back.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
-import pickle
 import re
+import shutil
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -23,6 +25,9 @@ from .config import CONFIG_NAME, PEFT_VERSION, PeftConfig
 SAFETENSORS_WEIGHTS_NAME = "adapter_model.safetensors"
 WEIGHTS_NAME = "adapter_model.bin"
 PathLike = str | os.PathLike[str]
+
+_SAVED = ".saved"  # a folder of files that are whole and wait for being moved to their places
+_GIVEN_UP = 3600.0  # seconds after which nobody is still writing
 
 _PIPELINE_TAGS = {
     "CAUSAL_LM": "text-generation",
@@ -35,41 +40,63 @@ _PIPELINE_TAGS = {
 
 
 def write_files(folder: Path, files: Mapping[str, str | Callable[[Path], Any]]) -> None:
-    """Write several files (text, or a function that writes to a path) so that each is complete or not there.
+    """Write several files (text, or a function that writes to a path) so that all of them are new or none is.
 
-    Everything is first written beside its place; then the names are moved. A process that dies leaves every
-    file either as it was or new.
+    They are first written into a folder beside their places. Renaming that folder is the moment from which
+    the new ones count; a process that dies later leaves the moving to whoever reads or writes here next.
+    Raises IsADirectoryError, before anything is written, if a folder has the name of a file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = {name: folder / f".{name}.{os.getpid()}.part" for name in files}
+    for name in files:
+        if (folder / name).is_dir():
+            raise IsADirectoryError(f"{folder / name} is a folder, and a file of that name is to be written.")
+    for left in folder.glob(".saving.*"):  # by a process that died before its files were whole
+        if time.time() - left.stat().st_mtime > _GIVEN_UP:
+            shutil.rmtree(left, ignore_errors=True)
+    part = folder / f".saving.{os.getpid()}"
+    part.mkdir(parents=True, exist_ok=True)
     try:
         for name, content in files.items():
             if isinstance(content, str):
-                parts[name].write_text(content, encoding="utf-8")
+                (part / name).write_text(content, encoding="utf-8")
             else:
-                content(parts[name])
-            with open(parts[name], "rb+") as written:
+                content(part / name)
+            with open(part / name, "rb+") as written:
                 os.fsync(written.fileno())
-        for name, part in parts.items():
-            os.replace(part, folder / name)
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
+        finish_save(folder)
+        os.rename(part, folder / _SAVED)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    finish_save(folder)
+
+
+def finish_save(folder: Path) -> None:
+    """Move files that were written whole to their places; weights in the other format are outdated then."""
+    saved = folder / _SAVED
+    if not saved.is_dir():
+        return
+    for new, old in ((SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME), (WEIGHTS_NAME, SAFETENSORS_WEIGHTS_NAME)):
+        if (saved / new).exists():
+            (folder / old).unlink(missing_ok=True)
+    for path in saved.iterdir():
+        os.replace(path, folder / path.name)
+    saved.rmdir()
 
 
 def adapter_folder(save_directory: PathLike, adapter_name: str) -> Path:
-    """Where an adapter is saved: the folder itself for 'default', else a sub-folder; ValueError if that is
-    outside.
+    """Where an adapter is saved: the folder itself for 'default', else a sub-folder of its name.
+
+    ValueError for a name that is no name of a folder and could lead elsewhere.
     """
-    root = Path(os.path.abspath(save_directory))
+    root = Path(save_directory)
     if adapter_name == "default":
         return root
-    folder = Path(os.path.abspath(root / adapter_name))
-    if root not in folder.parents:
+    if adapter_name in ("", ".", "..") or set(adapter_name) & set("/\\:\0"):
         raise ValueError(
-            f"Adapter name {adapter_name!r} would save outside of {root}. Please rename the adapter."
+            f"Adapter name {adapter_name!r} is no name for a folder and could save outside of {root}. "
+            "Please rename the adapter."
         )
-    return folder
+    return root / adapter_name
 
 
 def save_adapter(
@@ -135,27 +162,44 @@ def model_card(config: PeftConfig, tags: list[str]) -> str:
 def find_file(model_id: PathLike, filename: str, subfolder: str | None = None, **kwargs: Any) -> Path | None:
     """A file of an adapter: in the folder `model_id`, else in the Hub repository of that name; None if not
     there.
+
+    `kwargs` may hold the options of `hf_hub_download`; others are ignored.
     """
     if os.path.isdir(model_id):
-        path = Path(model_id, subfolder or "", filename)
-        return path if path.is_file() else None
+        folder = Path(model_id, subfolder or "")
+        finish_save(folder)
+        return folder / filename if (folder / filename).is_file() else None
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-    accepted = (
-        "cache_dir",
-        "force_download",
-        "local_files_only",
-        "revision",
-        "token",
-        "repo_type",
-        "proxies",
-    )
-    options = {key: value for key, value in kwargs.items() if key in accepted and value is not None}
+    known = inspect.signature(hf_hub_download).parameters
+    options = {key: value for key, value in kwargs.items() if key in known and value is not None}
     try:
         return Path(hf_hub_download(str(model_id), filename, subfolder=subfolder, **options))
-    except (EntryNotFoundError, HFValidationError):
+    except (EntryNotFoundError, HFValidationError):  # also when it is not in the cache, and there is no net
         return None
+
+
+def not_found(model_id: PathLike, names: str, subfolder: str | None = None) -> ValueError:
+    """The error for files that are nowhere, saying where they were looked for."""
+    if os.path.isdir(model_id):
+        return ValueError(f"There is no file {names} in '{Path(model_id, subfolder or '')}'.")
+    return ValueError(
+        f"There is no file {names} to be had from '{model_id}': there is no such folder, and no such Hub "
+        "repository in the local cache or within reach."
+    )
+
+
+@contextmanager
+def naming(what: PathLike) -> Iterator[None]:
+    """Let errors begin with what they are about, if they do not speak of it yet."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        if str(what) in said:
+            raise
+        raise type(error)(f"{what}: {said}") from error
 
 
 def load_peft_weights(
@@ -168,21 +212,30 @@ def load_peft_weights(
 
     `adapter_model.safetensors` wins over `adapter_model.bin`, which is read without running code from it.
     `key_mapping`: regex -> replacement, applied to the keys below `base_model.model.`. Raises ValueError if
-    there is no weight file or it cannot be read.
+    there is no weight file or it is not a mapping from keys to tensors.
     """
-    path = find_file(model_id, SAFETENSORS_WEIGHTS_NAME, **hf_hub_download_kwargs) or find_file(
-        model_id, WEIGHTS_NAME, **hf_hub_download_kwargs
-    )
+    names = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
+    found = (find_file(model_id, name, **hf_hub_download_kwargs) for name in names)
+    path = next((path for path in found if path), None)
     if path is None:
-        raise ValueError(f"There is neither {SAFETENSORS_WEIGHTS_NAME} nor {WEIGHTS_NAME} in '{model_id}'.")
+        raise not_found(model_id, " or ".join(names), hf_hub_download_kwargs.get("subfolder"))
+    tensors = _read_tensors(path)
+    return {_renamed(key, key_mapping or {}): tensor.to(device or "cpu") for key, tensor in tensors.items()}
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            tensors = load_file(path, device=str(device or "cpu"))
-        else:
-            tensors = torch.load(path, map_location=device or "cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is no complete file of adapter weights: {error}") from error
-    return {_renamed(key, key_mapping or {}): tensor for key, tensor in tensors.items()}
+        if path.name.endswith(".safetensors"):
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the bytes made it stumble over
+        raise ValueError(f"{path} is no complete file of adapter weights: {error!r}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} should hold tensors by key, found {type(content).__name__}.")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(f"{path} should hold tensors by key, found {type(value).__name__} at {key!r}.")
+    return content
 
 
 def _renamed(key: str, mapping: dict[str, str]) -> str:

@@ -42,7 +42,7 @@ class LoraConfig(PeftConfig):
         None  # names, dotted suffixes, a regex or 'all-linear'
     )
     exclude_modules: list[str] | set[str] | str | None = None  # names, dotted suffixes or a regex
-    lora_alpha: int = 8
+    lora_alpha: int | float = 8
     lora_dropout: float = 0.0  # on the adapter's input, while training
     fan_in_fan_out: bool = (
         False  # whether the base weight is stored (in, out): corrected by what the layer is
