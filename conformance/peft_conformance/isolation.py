@@ -4,6 +4,7 @@ back.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -18,6 +19,9 @@ from typing import Any
 
 import torch
 import torch.utils._device
+
+with contextlib.suppress(ImportError):
+    import sympy  # noqa: F401 - torch does at the first random meta tensor, and a warning filter comes with it
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from . import methods
 from .config import PeftConfig, PromptLearningConfig, get_peft_config
 from .errors import NoMatchingPeftModuleError, PeftError, PeftWarning, UnsupportedOptionError
 from .injection import inject_adapter_in_model
+from .kbit import prepare_model_for_kbit_training
 from .methods.lora import LoraConfig, LoraModel, LoraRuntimeConfig
 from .methods.refused import AdaptionPromptConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from .mixed import PeftMixedModel
@@ -66,6 +67,7 @@ __all__ = [
     "inject_adapter_in_model",
     "load_peft_weights",
     "methods",
+    "prepare_model_for_kbit_training",
     "set_base_model_state_dict",
     "set_peft_model_state_dict",
 ]

@@ -211,7 +211,8 @@ def _check_types(config_cls: type, data: dict[str, Any]) -> None:
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value read from JSON has the type of a hint, or is how an object of it is written."""
-    parts, origin = get_args(hint), get_origin(hint) or hint
+    parts = get_args(hint)
+    origin: Any = get_origin(hint) or hint
     if origin is Any:
         return True
     if origin in (Union, UnionType):
@@ -227,9 +228,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(_fits(v, part) for part in parts[1:] for v in value.values())
     if origin in (int, float):
         return isinstance(value, (int, origin)) and not isinstance(value, bool)
-    if is_dataclass(origin):
-        return isinstance(value, (dict, origin))
-    return not isinstance(origin, type) or issubclass(origin, Enum) or isinstance(value, origin)
+    if not isinstance(origin, type) or issubclass(origin, Enum):
+        return True
+    return isinstance(value, origin) or (is_dataclass(origin) and isinstance(value, dict))
 
 
 @dataclass

@@ -243,9 +243,9 @@ class AdaptedModel(nn.Module):
     ) -> Any:
         """Add a saved adapter to `model`, in place; frozen and in eval mode unless `is_trainable`.
 
-        `config` replaces the saved one; `torch_device` is where the weights are read to; `subfolder` and other
-        `kwargs` say which files, as for `hf_hub_download`. ValueError for files that are missing or broken, RuntimeError for
-        weights of other shapes (unless `ignore_mismatched_sizes=True`); the model is unchanged after an
+        `config` replaces the saved one; weights are read to `torch_device`; `subfolder` and other `kwargs` say
+        which files, as for `hf_hub_download`. ValueError for files that are missing or broken, RuntimeError
+        for weights of other shapes (unless `ignore_mismatched_sizes=True`); the model is unchanged after an
         error.
         """
         if config is not None and not isinstance(config, PeftConfig):
@@ -511,18 +511,20 @@ def _warn_about_name(adapter_name: str, tuner_cls: type[BaseTuner]) -> None:
 def _set_offload(config: PeftConfig, ephemeral_gpu_offload: bool) -> None:
     """Hand the wish on to the method; one that has no such choice ignores it."""
     runtime = getattr(config, "runtime_config", None)
-    if ephemeral_gpu_offload and runtime is None:
+    if not ephemeral_gpu_offload:
+        return
+    if runtime is None:
         warnings.warn(
             f"ephemeral_gpu_offload is ignored: {config.peft_type} has no runtime_config.",
             PeftWarning,
             stacklevel=3,
         )
-    elif ephemeral_gpu_offload:
+    else:
         runtime.ephemeral_gpu_offload = True
 
 
 def _read_weights(
     model_id: str | os.PathLike[str], key_mapping: dict[str, str] | None, options: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """The weights of an adapter on the device that the options name; by default where the reader puts them."""
+    """The weights of an adapter, on the device that the options name (default: CPU)."""
     return saving.load_peft_weights(model_id, options.get("torch_device"), key_mapping, **options)

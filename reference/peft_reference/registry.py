@@ -88,6 +88,33 @@ def register_peft_method(
         PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = model_cls.prefix
 
 
+def register_by_name(
+    *,
+    name: str,
+    config_cls: type[PeftConfig],
+    model_cls: type[BaseTuner],
+    prefix: str | None = None,
+    is_mixed_compatible: bool = False,
+) -> None:
+    """PEFT's `register_peft_method`: add the row of the method that has this name in lower case.
+
+    The prefix is `name_` unless given. Raises ValueError for a name that ends in '_', is not in lower case or
+    is not in `PeftType`, KeyError for a method or a prefix that is there already.
+    """
+    if name.endswith("_") or not name.islower():
+        raise ValueError(f"The method's name should be in lower case and not end in '_', got {name!r}.")
+    if name.upper() not in PeftType.__members__:
+        raise ValueError(f"{name!r} is no method of PeftType.")
+    peft_type = PeftType[name.upper()]
+    if peft_type in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise KeyError(f"There is a method {name!r} already.")
+    prefix = prefix or f"{name}_"
+    if prefix in PEFT_TYPE_TO_PREFIX_MAPPING.values():
+        raise KeyError(f"There is a method with the prefix {prefix!r} already.")
+    register_peft_method(peft_type, config_cls, model_cls)
+    PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = prefix
+
+
 def tuner_for(config: Any, caller: str) -> type[BaseTuner]:
     """The tuner class that `config` asks for; ValueError, naming `caller`, if none adapts layers."""
     peft_type = getattr(config, "peft_type", None)

@@ -1,0 +1,5 @@
+"""PEFT's module path for its errors."""
+
+from ..errors import NoMatchingPeftModuleError, PeftError
+
+__all__ = ["NoMatchingPeftModuleError", "PeftError"]
