@@ -5,6 +5,7 @@ back.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import random
 import shutil
@@ -20,8 +21,9 @@ from typing import Any
 import torch
 import torch.utils._device
 
+# torch imports sympy at the first random tensor on meta, and a warning filter comes with it: not in a case.
 with contextlib.suppress(ImportError):
-    import sympy  # noqa: F401 - torch does at the first random meta tensor, and a warning filter comes with it
+    importlib.import_module("sympy")
 
 
 @contextmanager

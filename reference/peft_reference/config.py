@@ -139,8 +139,10 @@ class PeftConfig:
 
     @classmethod
     def from_peft_type(cls, **kwargs: Any) -> PeftConfig:
-        """Build the config class named by `peft_type=`, with the other arguments as its fields."""
-        return PeftConfig.from_dict(kwargs, "the given arguments")
+        """Build the config class named by `peft_type=`, by default this one, with the other arguments as
+        fields.
+        """
+        return cls.from_dict(kwargs, "the given arguments")
 
     @classmethod
     def from_json_file(cls, path_json_file: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any]:

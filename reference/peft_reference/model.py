@@ -243,10 +243,10 @@ class AdaptedModel(nn.Module):
     ) -> Any:
         """Add a saved adapter to `model`, in place; frozen and in eval mode unless `is_trainable`.
 
-        `config` replaces the saved one; weights are read to `torch_device`; `subfolder` and other `kwargs` say
-        which files, as for `hf_hub_download`. ValueError for files that are missing or broken, RuntimeError
-        for weights of other shapes (unless `ignore_mismatched_sizes=True`); the model is unchanged after an
-        error.
+        `config` replaces the saved one; weights are read to `torch_device`; `subfolder` and other `kwargs`
+        say which files, as for `hf_hub_download`. ValueError for files that are missing or broken,
+        RuntimeError for weights of other shapes (unless `ignore_mismatched_sizes=True`); the model is
+        unchanged after an error.
         """
         if config is not None and not isinstance(config, PeftConfig):
             raise ValueError(f"config should be a PeftConfig, got a {type(config).__name__}.")
