@@ -375,7 +375,9 @@ class _Run:
             dtype=made.get("dtype", "float32"),
             device=made.get("device", "cpu"),  # wherever the implementation may have moved the model
         )
-        return [tensors.pop(None)] if None in tensors else [], {str(k): v for k, v in tensors.items()}
+        args = [tensors.pop(None)] if None in tensors else []
+        named = {"adapter_names": list(body["adapter_names"])} if "adapter_names" in body else {}
+        return args, {str(k): v for k, v in tensors.items()} | named
 
     def _output(self, body: dict[str, Any]) -> tuple[Any, torch.Tensor]:
         """The model's output, and the (first) input it was given."""

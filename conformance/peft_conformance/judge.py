@@ -435,6 +435,16 @@ def _compare(left: torch.Tensor, right: torch.Tensor, limits: Limits) -> tuple[s
     )
 
 
+def _samples(body: Body, value: torch.Tensor, what: str) -> torch.Tensor:
+    """The samples of a batch that a check speaks of, by default all of them."""
+    wanted = body.get("samples")
+    if wanted is None:
+        return value
+    if value.ndim == 0 or max(wanted) >= len(value):
+        raise Unjudgeable(f"{what} of shape {list(value.shape)} has no sample {max(wanted)}")
+    return value[wanted]
+
+
 def _near(scene: Scene, body: Body, factor: float) -> list[tuple[str, str, str]]:
     """For each pair of tensors its name, how it compares within `factor` tolerances, and the detail."""
     pairs, only_left, only_right = pair(scene.tagged(body["left"]), scene.tagged(body["right"]))
@@ -446,7 +456,9 @@ def _near(scene: Scene, body: Body, factor: float) -> list[tuple[str, str, str]]
     found = []
     for (a, _), (b, _) in pairs:
         limits = _tolerance(scene, body.get("tolerance", "forward"), (a, b))
-        x, y = scene.values(a, body["left"]), scene.values(b, body["right"])
+        x, y = (
+            _samples(body, scene.values(t, body[side]), body[side]) for side, t in (("left", a), ("right", b))
+        )
         how, detail = _compare(x, y, limits and (limits[0] * factor, limits[1] * factor))
         found.append((a["name"], how, detail))
     return found
@@ -483,7 +495,8 @@ def _formula(scene: Scene, body: Body) -> Finding:
         else:
             x, seen = scene.observation["tensors"][output["input"]], [output]
             computed = formula.apply_layer(layer, arguments, x, *effective)
-            sides = {"output": (scene.values(output, body["output"]), computed)}
+            y = scene.values(output, body["output"])
+            sides = {"output": (_samples(body, y, "the output"), _samples(body, computed, "the formula"))}
     except formula.Misfit as misfit:
         return Finding(False, expected, "tensors that do not fit the formula", str(misfit))
     except formula.FormulaError as error:

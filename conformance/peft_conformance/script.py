@@ -255,7 +255,8 @@ class Script:
         declaration = self.program["models"][made["model"]]
         given = models.input_source(declaration, body.get("input", "default"), **options)
         to = f".to(next({model}.parameters()).device)" if made.get("device", "cpu") != "cpu" else ""
-        return {key: text + to for key, text in given.items()}
+        named = {"adapter_names": repr(body["adapter_names"])} if "adapter_names" in body else {}
+        return {key: text + to for key, text in given.items()} | named
 
     @staticmethod
     def arguments(given: dict[str | None, str]) -> str:

@@ -162,13 +162,19 @@ def _both(script: Script, body: Body) -> tuple[str, str, str]:
     return "    ", f"{a}[name]", f"{b}[name]"
 
 
+def _samples(body: Body) -> str:
+    return f"[{body['samples']}]" if "samples" in body else ""
+
+
 def _close(script: Script, body: Body) -> None:
     start, a, b = _both(script, body)
+    a, b = a + _samples(body), b + _samples(body)
     script.add(f"{start}torch.testing.assert_close({a}.double(), {b}.double(), {_tolerance(script, body)})")
 
 
 def _differ(script: Script, body: Body) -> None:
     start, a, b = _both(script, body)
+    a, b = a + _samples(body), b + _samples(body)
     near = f"torch.allclose({a}.double(), {b}.double(), {_tolerance(script, body)})"
     if start:  # one of several tensors has to differ
         head = script.lines.pop()
@@ -276,7 +282,7 @@ def _formula(script: Script, body: Body) -> None:
             "Embedding": "F.embedding(x, weight)",
         }.get(kind, f"F.{kind.lower()}(x.double(), weight, bias{used})")
         script.add(f"x = {script.inputs[body['output']]}\nexpected = {expected}")
-        script.add(compare.format(script.var(body["output"]), "expected"))
+        script.add(compare.format(script.var(body["output"]) + _samples(body), "expected" + _samples(body)))
     else:
         script.remember(body["output"])
         script.add(f"merged = {script.var(body['output'])}_values")

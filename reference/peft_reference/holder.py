@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+BASE_NAME = "__base__"  # stands for no adapter among the names of a batch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Which adapter each sample of a batch is for; `repeat` is how many copies generation makes of each."""
+
+    names: tuple[str, ...]
+    repeat: int = 1
+
+    def apply(self, samples: int, compute: Callable[[str, Tensor], Tensor]) -> Tensor:
+        """The outputs of `compute(name, rows)` for each name, put together in the order of the samples.
+
+        ValueError if there are not as many names as `samples`, the size of the layer's input.
+        """
+        names = self.names
+        if samples == len(names) * self.repeat:  # an encoder sees each sample once, whatever `repeat` is
+            names = tuple(name for name in names for _ in range(self.repeat))
+        if samples != len(names):
+            raise ValueError(f"`adapter_names` has {len(names)} names for a batch of {samples} samples.")
+        rows = {name: [i for i, own in enumerate(names) if own == name] for name in dict.fromkeys(names)}
+        outputs = torch.cat([compute(name, torch.tensor(own)) for name, own in rows.items()])
+        order = torch.tensor([i for own in rows.values() for i in own])
+        return outputs[order.argsort().to(outputs.device)]
+
+
+_current_batch: ContextVar[Batch | None] = ContextVar("current_batch", default=None)
+_counting = Lock()
 
 
 class Holder(nn.Module):
     """The common part of an adapted layer and of a module with trained copies: activation and freezing."""
+
+    batches = 0  # how many callers, of any thread, are within `per_sample`
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,6 +72,11 @@ class Holder(nn.Module):
     def state_entries(self, adapter: str) -> Iterator[tuple[str, str, Tensor]]:
         """(key in the live holder, key in a checkpoint, tensor) of one adapter."""
         raise NotImplementedError
+
+    def batch(self) -> Batch | None:
+        """The adapters that this thread's caller has named sample by sample; None to use the active ones."""
+        # the count alone is looked at in most calls: it is fast, and torch.compile sees it change
+        return _current_batch.get() if self.batches else None
 
     def check_set_adapter(self, adapter_names: list[str]) -> None:
         """ValueError if these adapters cannot be active together here."""
@@ -71,3 +112,21 @@ class Holder(nn.Module):
             self.set_adapter(self._active_adapter)
         else:
             self.set_requires_grad(self.all_adapters(), False)
+
+
+@contextmanager
+def per_sample(holders: Sequence[Holder], adapter_names: Sequence[str], repeat: int = 1) -> Iterator[None]:
+    """Within, and in this thread only, these holders compute each sample with the adapter named for it."""
+    token = _current_batch.set(Batch(tuple(adapter_names), repeat))
+    _count(holders, 1)
+    try:
+        yield
+    finally:
+        _count(holders, -1)
+        _current_batch.reset(token)
+
+
+def _count(holders: Sequence[Holder], step: int) -> None:
+    with _counting:
+        for holder in holders:
+            holder.batches += step

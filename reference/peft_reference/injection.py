@@ -5,7 +5,8 @@ model.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ from .adapters import (
     walk,
 )
 from .config import PeftConfig
-from .holder import Holder
+from .holder import BASE_NAME, Holder, per_sample
 from .layer import BaseTunerLayer
 from .matching import (
     INSIDE_WRAPPERS,
@@ -415,6 +416,36 @@ class BaseTuner(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The adapted model's output."""
         return self.model(*args, **kwargs)
+
+    @contextmanager
+    def per_sample(self, adapter_names: Sequence[str] | None, repeat: int = 1) -> Iterator[None]:
+        """Within, each sample of a batch is computed with the adapter that is named for it, `__base__` for
+        none.
+
+        `repeat` is how many copies of each sample generation makes, one after the other. ValueError in
+        training mode, for an unknown name, for an adapter that cannot do that and while adapters are merged;
+        disabled adapters stay disabled.
+        """
+        if adapter_names is None:
+            yield
+            return
+        found = holders(self.model)
+        self._check_per_sample(found, set(adapter_names) - {BASE_NAME})
+        with per_sample(found, adapter_names, repeat):
+            yield
+
+    def _check_per_sample(self, found: list[Holder], names: set[str]) -> None:
+        if self.training:
+            raise ValueError("`adapter_names` is for inference: call `eval()` first.")
+        if unknown := sorted(names - set(self.peft_config)):
+            raise ValueError(f"`adapter_names` has unknown names: {', '.join(unknown)}.")
+        for layer in (h for h in found if isinstance(h, BaseTunerLayer)):
+            if layer.disable_adapters:
+                continue
+            if layer.merged:
+                raise ValueError("`adapter_names` needs unmerged adapters: call `unmerge_adapter` first.")
+            for name in filter(layer.has_adapter, sorted(names)):
+                layer.check_per_sample(name)
 
     def add_adapter(
         self, adapter_name: str, peft_config: PeftConfig, low_cpu_mem_usage: bool = False

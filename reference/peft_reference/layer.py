@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UnsupportedOptionError
-from .holder import Holder
+from .holder import BASE_NAME, Batch, Holder
 from .operators import Operator
 
 
@@ -88,6 +88,9 @@ class BaseTunerLayer(Holder):
     def check_mergeable(self, adapter: str) -> None:
         """Raise if this adapter cannot be written into the base weight."""
 
+    def check_per_sample(self, adapter: str) -> None:
+        """Raise if this adapter cannot be applied to some samples of a batch only."""
+
     # Forward -------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -97,10 +100,23 @@ class BaseTunerLayer(Holder):
         base: Any = self._modules["base_layer"]  # nn.Module's own attribute lookup is slow
         y = base_out = base(x, *args, **kwargs)
         if not self._disable_adapters and not self.merged_adapters:
+            if self.batches and (batch := self.batch()) is not None:
+                return self._adapt_per_sample(batch, x, y)
             for adapter in self._active_adapter:
                 if adapter in self._adapters:
                     y = self.adapt(adapter, x, y)
         return y if y.dtype is base_out.dtype else y.to(base_out.dtype)
+
+    def _adapt_per_sample(self, batch: Batch, x: Tensor, y: Tensor) -> Tensor:
+        """The base output `y` with each sample changed by its own adapter, whichever are active."""
+
+        def adapted(name: str, rows: Tensor) -> Tensor:
+            own = y[rows.to(y.device)]
+            if name == BASE_NAME or name not in self._adapters:
+                return own
+            return self.adapt(name, x[rows.to(x.device)], own).to(y.dtype)
+
+        return batch.apply(len(x), adapted)
 
     # Adapters ------------------------------------------------------------------------------------
 

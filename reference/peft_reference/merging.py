@@ -73,9 +73,7 @@ def unload(
 def _saved_copy(wrapper: ModulesToSaveWrapper, adapter_names: list[str] | None) -> nn.Module:
     names = wrapper.active_adapters if adapter_names is None else adapter_names
     wrapper.check_set_adapter(names)
-    return next(
-        (wrapper.modules_to_save[n] for n in names if n in wrapper.modules_to_save), wrapper.original_module
-    )
+    return wrapper.copy_of(names)
 
 
 def _warn_if_tied(model: nn.Module, layers: list[BaseTunerLayer]) -> None:

@@ -95,8 +95,21 @@ class AdaptedModel(nn.Module):
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The adapted model's output."""
-        return self.base_model(*args, **kwargs)
+        """The adapted model's output.
+
+        `adapter_names` names an adapter for each sample of the batch, in place of the active ones;
+        `__base__` stands for none. ValueError as `BaseTuner.per_sample`, and for a wrong number of names.
+        """
+        if "adapter_names" not in kwargs:
+            return self.base_model(*args, **kwargs)
+        with self.base_model.per_sample(kwargs.pop("adapter_names")):
+            return self.base_model(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """What the base model's `generate` returns; `adapter_names` as in `forward`, one for each prompt."""
+        model: Any = self.get_base_model()
+        with self.base_model.per_sample(kwargs.pop("adapter_names", None), _copies(model, kwargs)):
+            return model.generate(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -521,6 +534,16 @@ def _set_offload(config: PeftConfig, ephemeral_gpu_offload: bool) -> None:
         )
     else:
         runtime.ephemeral_gpu_offload = True
+
+
+def _copies(model: Any, options: dict[str, Any]) -> int:
+    """How many copies of each prompt `generate` works on: beams, or sequences to return."""
+    config = options.get("generation_config") or getattr(model, "generation_config", None)
+    asked = (
+        options.get(name) or getattr(config, name, None) or 1
+        for name in ("num_beams", "num_return_sequences")
+    )
+    return max(asked)
 
 
 def _read_weights(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -64,17 +64,28 @@ class ModulesToSaveWrapper(Holder):
             for key, tensor in self.modules_to_save[adapter].state_dict().items():
                 yield f"modules_to_save.{adapter}.{key}", key, tensor
 
+    def copy_of(self, adapters: Sequence[str]) -> nn.Module:
+        """The copy of the first of these adapters that has one; the original if none has."""
+        return next(
+            (self.modules_to_save[name] for name in adapters if name in self.modules_to_save),
+            self.original_module,
+        )
+
     def acting_copy(self) -> nn.Module:
         """The module that computes the output now."""
-        if not self._disable_adapters:
-            for adapter in self._active_adapter:
-                if adapter in self.modules_to_save:
-                    return self.modules_to_save[adapter]
-        return self.original_module
+        return self.original_module if self._disable_adapters else self.copy_of(self._active_adapter)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The acting module's output."""
-        return self.acting_copy()(*args, **kwargs)
+        """The acting module's output; with `adapter_names`, for each sample that of its adapter's copy."""
+        batch = self.batch()
+        if batch is None or self._disable_adapters:
+            return self.acting_copy()(*args, **kwargs)
+        x, *rest = args
+
+        def output(name: str, rows: Tensor) -> Any:
+            return self.copy_of([name])(x[rows.to(x.device)], *rest, **kwargs)
+
+        return batch.apply(len(x), output)
 
     def check_set_adapter(self, adapter_names: list[str]) -> None:
         """ValueError if more than one of these adapters has a copy here: only one can compute the output."""
