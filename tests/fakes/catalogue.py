@@ -1,6 +1,6 @@
 """All fakes, by name."""
 
-from . import activating, broad, computing, injecting, saving, state_dicts, unloading, wrapping
+from . import activating, broad, computing, injecting, models, saving, state_dicts, unloading, wrapping
 from .fake import FAKES, Fake
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "broad",
     "computing",
     "injecting",
+    "models",
     "saving",
     "state_dicts",
     "unloading",

@@ -449,6 +449,17 @@ def test_a_device_can_have_wider_limits() -> None:
     assert near("close", BASE, BASE + 5e-5, device="cuda:0")[0] == "pass"
 
 
+def test_single_samples_of_a_batch_are_compared() -> None:
+    other = BASE.clone()
+    other[1] += 1
+    entities = observation({"a": output("a"), "b": output("b")}, tensors={"a": BASE, "b": other})
+    found = {i: ask("close", {"left": "a", "right": "b", "samples": [i]}, entities) for i in range(3)}
+    assert [verdict.verdict for verdict in found.values()] == ["pass", "fail", "error"]
+    assert "has no sample 2" in found[2].observed
+    assert ask("differ", {"left": "a", "right": "b", "samples": [1]}, entities).verdict == "pass"
+    assert ask("differ", {"left": "a", "right": "b", "samples": [0]}, entities).verdict == "fail"
+
+
 def test_models_and_state_dicts_are_compared_tensor_by_tensor() -> None:
     left, right = state_dict("k", "l", values="a"), state_dict("l", "k", values="a")
     body = {"left": "x", "right": "y"}
