@@ -364,8 +364,8 @@ class _Run:
 
     # --- running and changing models
 
-    def _input(self, body: dict[str, Any]) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-        """The tensors that a step gives to its model, by position and by keyword."""
+    def _input(self, body: dict[str, Any]) -> tuple[list[torch.Tensor], dict[str, Any]]:
+        """What a step gives to its model, by position and by keyword, tensors first."""
         made = self.entity(body["of"]).made
         assert made is not None, f"{body['of']} does not descend from a make_model step"
         tensors = models.make_input(

@@ -137,6 +137,8 @@ class LoraVariant:
     `LoraLayer` asks an adapter's variant before it does what plain LoRA does. Defaults are plain LoRA's.
     """
 
+    per_sample: ClassVar[bool] = True  # whether an adapter can be named for some samples of a batch
+
     @staticmethod
     def check(config: LoraConfig, base: Any, op: type[Operator], name: str) -> None:
         """Raise if `config` cannot adapt this layer. Runs for every target before anything is created."""
@@ -323,6 +325,12 @@ class LoraLayer(BaseTunerLayer):
         if lora_bias is not None and bias is not None:
             bias = bias + self.scaling[adapter] * lora_bias
         return weight + self.delta(adapter), bias
+
+    def check_per_sample(self, adapter: str) -> None:
+        """ValueError for a variant that PEFT does not mix with others in a batch."""
+        variant = self.lora_variant.get(adapter)
+        if variant and not variant.per_sample:
+            raise ValueError(f"`adapter_names` cannot be used with '{adapter}', a {variant.__name__}.")
 
     def check_mergeable(self, adapter: str) -> None:
         """Neither with groups, nor a LoRA bias into a layer without one."""

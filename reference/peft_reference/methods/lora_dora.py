@@ -53,6 +53,8 @@ class Magnitude(nn.Module):
 class DoraVariant(LoraVariant):
     """LoRA as the direction, and one trained magnitude for each output."""
 
+    per_sample = False
+
     @staticmethod
     def check(config: LoraConfig, base: Any, op: type[Operator], name: str) -> None:
         """A grouped convolution has no place for the product B·A, and so no norm of the sum."""
