@@ -106,7 +106,10 @@ class AdaptedModel(nn.Module):
             return self.base_model(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """What the base model's `generate` returns; `adapter_names` as in `forward`, one for each prompt."""
+        """What the base model's `generate` returns; AttributeError without one.
+
+        `adapter_names` as in `forward`, one for each prompt.
+        """
         model: Any = self.get_base_model()
         with self.base_model.per_sample(kwargs.pop("adapter_names", None), _copies(model, kwargs)):
             return model.generate(*args, **kwargs)
@@ -428,10 +431,6 @@ class PeftModel(AdaptedModel):
                 "adapters, call base_model.set_adapter."
             )
         self.base_model.set_adapter(adapter_name, inference_mode)
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate with the adapters, as the base model's own `generate` does; AttributeError without one."""
-        return self.get_base_model().generate(*args, **kwargs)  # type: ignore[operator]
 
 
 def get_peft_model(
