@@ -93,6 +93,23 @@ class Injection:
                 "not say which parameters were targeted. Use the config alone."
             )
 
+        undo = tuner_cls.prepare_model(model, config, adapter_name)
+        if undo is not None:
+            self._undo.append(undo)
+        self.low_cpu_mem_usage = low_cpu_mem_usage
+        self.placed: dict[str, nn.Module] = {}  # name -> the module that will stand there
+        self.contents: dict[Holder, Any] = {}  # holder -> what it will have of the adapter
+        try:
+            self._plan(tuner_cls, state_dict)
+        except BaseException:
+            self.undo()
+            raise
+
+    # Planning ------------------------------------------------------------------------------------
+
+    def _plan(self, tuner_cls: type[BaseTuner], state_dict: Mapping[str, Any] | None) -> None:
+        """Select, check and create everything; the model is only read."""
+        model, config, adapter_name = self.model, self.config, self.adapter_name
         modules = dict(walk(model))
         saved = select_to_save(config, modules, adapter_name)
         ties = Ties(modules, bool(getattr(config, "ensure_weight_tying", False)))
@@ -117,23 +134,19 @@ class Injection:
         targets = {name: candidates[name] for name in names}
         adapt_with = ties.follow(targets, candidates)
         self.targeted_module_names = [name for name in candidates if name in targets]
-        self.layers = {n: self._adapted_layer(n, candidates[n]) for n in self.targeted_module_names}
+        tuner_cls.check_targets(model, self.targeted_module_names)
+        self.layers = self._adapted_layers(candidates)
         for name, layer in self.layers.items():
-            self.layer_cls.check(config, layer.get_base_layer(), layer.op, name)
+            layer.check(config, layer.get_base_layer(), layer.op, name)
         warn_unmatched_patterns(
             config, [*self.layers, *(f"{m}.{p}" for m in parameters for p in parameters[m])]
         )
         self.decided = self._decided_fields()
 
-        self.low_cpu_mem_usage = low_cpu_mem_usage
-        self.placed: dict[str, nn.Module] = {}  # name -> the module that will stand there
-        self.contents: dict[Holder, Any] = {}  # holder -> what it will have of the adapter
         self._plan_layers(self.layers, adapt_with, lambda name, layer: layer.create(config, name))
         self._plan_parameters(parameters, candidates, tuner_cls.parameter_layer_cls)
         self._plan_tokens(select_tokens(config, model, modules), candidates, ties)
         self._plan_copies(saved, save_with)
-
-    # Planning ------------------------------------------------------------------------------------
 
     def _check_bias(self) -> None:
         """Biases belong to the base model, so only one adapter may train them."""
@@ -148,6 +161,19 @@ class Injection:
                     "Set bias to 'none' for the others."
                 )
 
+    def _adapted_layers(self, modules: Mapping[str, nn.Module]) -> dict[str, BaseTunerLayer]:
+        """The adapted layers for the targets and, after a compound one, for its parts; by final place."""
+        layers: dict[str, BaseTunerLayer] = {}
+        taken: set[nn.Module] = set()
+        for name in self.targeted_module_names:
+            if modules[name] in taken:  # targeted by a name of its own, too
+                continue
+            layers[name] = layer = self._adapted_layer(name, modules[name])
+            for path, part in layer.parts().items():
+                layers[f"{name}.{path}"] = self._adapted_layer(name, part)
+                taken.add(part)
+        return layers
+
     def _adapted_layer(self, name: str, module: nn.Module) -> BaseTunerLayer:
         """The adapted layer for a target: the one that is there, or a new one, not yet in the model."""
         if isinstance(module, self.layer_cls):
@@ -159,7 +185,7 @@ class Injection:
                 f"Target '{name}' is a {type(module).__name__}, which is not supported. Layers that can be "
                 f"adapted: {supported}."
             )
-        return self.layer_cls(module, op)
+        return self.layer_cls.class_for(op)(module, op)
 
     def _decided_fields(self) -> dict[str, Any]:
         """What the model decides about the config: the resolved targets, and `fan_in_fan_out`."""
@@ -398,6 +424,18 @@ class BaseTuner(nn.Module):
         """The tuner whose layers an adapter with this config gets."""
         return cls
 
+    @classmethod
+    def prepare_model(cls, model: nn.Module, config: Any, adapter_name: str) -> Callable[[], Any] | None:
+        """Change the model's own layers as `config` asks, before they are adapted; returns what undoes it."""
+        return None
+
+    @classmethod
+    def check_targets(cls, model: nn.Module, names: Collection[str]) -> None:
+        """Raise if modules of these names cannot be adapted in this model."""
+
+    def check_merge_allowed(self) -> None:
+        """Raise if the adapters of this model cannot be merged, whatever their layers say."""
+
     @property
     def peft_config(self) -> dict[str, PeftConfig]:
         """Adapter name -> config; the dict that the model itself carries."""
@@ -502,6 +540,7 @@ class BaseTuner(nn.Module):
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Write adapters (default: the active ones) into the base weights; they stay and can be unmerged."""
+        self.check_merge_allowed()
         merging.merge_adapter(self.model, adapter_names, safe_merge)
 
     def unmerge_adapter(self) -> None:
@@ -512,6 +551,7 @@ class BaseTuner(nn.Module):
         self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
     ) -> nn.Module:
         """Merge, remove every trace of PEFT from the model in place, and return it."""
+        self.check_merge_allowed()
         return merging.unload(self.model, True, progressbar, safe_merge, adapter_names)
 
     def unload(self) -> nn.Module:

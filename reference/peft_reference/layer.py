@@ -55,6 +55,15 @@ class BaseTunerLayer(Holder):
     # What a method defines -----------------------------------------------------------------------
 
     @classmethod
+    def class_for(cls, op: type[Operator]) -> type[BaseTunerLayer]:
+        """The class that adapts layers of kind `op`."""
+        return cls
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Modules below this one that are adapted together with it, by path; then it is not `opaque`."""
+        return {}
+
+    @classmethod
     def check(cls, config: Any, base: Any, op: type[Operator], name: str) -> None:
         """Raise if `config` cannot adapt this layer. Runs for every target before anything is created."""
 
@@ -185,12 +194,12 @@ class BaseTunerLayer(Holder):
     @property
     def weight(self) -> Tensor:
         """The base layer's weight, in its own layout."""
-        return self.get_base_layer().weight  # type: ignore[return-value]
+        return self.op.weight(self.get_base_layer())
 
     @property
     def bias(self) -> Tensor | None:
         """The base layer's bias."""
-        return getattr(self.get_base_layer(), "bias", None)
+        return self.op.bias(self.get_base_layer())
 
     @property
     def unmerged_weight(self) -> Tensor:

@@ -163,7 +163,7 @@ def select_by_keys(
     """
     owners = {owner for key in keys if (owner := _owner(key, slots)) is not None}
     plain = {without_compile(name): name for name in modules}
-    found = {o: plain.get(o) or plain.get(o.removeprefix(MODEL_PREFIX)) for o in owners}
+    found = {owner: _find(owner, plain) for owner in owners}
     selected = [name for name in modules if name in set(found.values())]
     if not selected:
         raise NoMatchingPeftModuleError(
@@ -184,6 +184,13 @@ def select_by_keys(
             stacklevel=5,
         )
     return selected
+
+
+def _find(owner: str, plain: Mapping[str, str]) -> str | None:
+    """The module's name in the model: with or without a PeftModel's prefix, or what it is a part of."""
+    outer = owner.partition(".base_layer.")[0]  # a part of a compound layer
+    names = (name.removeprefix(prefix) for name in (owner, outer) for prefix in ("", MODEL_PREFIX))
+    return next((plain[name] for name in names if name in plain), None)
 
 
 def _owner(key: str, slots: Collection[str]) -> str | None:

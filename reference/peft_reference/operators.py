@@ -60,6 +60,16 @@ class Operator:
         return getattr(sys.modules.get(package), name, None)
 
     @classmethod
+    def weight(cls, base: Any) -> Tensor:
+        """The weight as the layer stores it."""
+        return base.weight
+
+    @classmethod
+    def bias(cls, base: Any) -> Tensor | None:
+        """The bias, (out,)."""
+        return getattr(base, "bias", None)
+
+    @classmethod
     def canonical(cls, weight: Tensor) -> Tensor:
         """Stored layout -> (out, in, *kernel), as a view. Its own inverse."""
         return weight.t() if cls.transposed else weight
@@ -116,12 +126,35 @@ class Conv3d(Conv1d):
     where = ("torch.nn", "Conv3d")
 
 
+class MultiheadAttention(Operator):
+    """`torch.nn.MultiheadAttention`: its input projection, (3·embed, embed), for query, key and value."""
+
+    where = ("torch.nn", "MultiheadAttention")
+    factors = staticmethod(_linear_factors)
+
+    @classmethod
+    def weight(cls, base: Any) -> Tensor:
+        """(3·embed, embed)."""
+        return base.in_proj_weight
+
+    @classmethod
+    def bias(cls, base: Any) -> Tensor | None:
+        """(3·embed,)."""
+        return base.in_proj_bias
+
+    @classmethod
+    def features(cls, base: Any) -> tuple[int, int]:
+        """(embed, 3·embed), also of an attention that has no such weight."""
+        return base.embed_dim, 3 * base.embed_dim
+
+
 OPERATORS: tuple[type[Operator], ...] = (Linear, Conv1D, Embedding, Conv1d, Conv2d, Conv3d)
 
 
 def operator_of(module: nn.Module) -> type[Operator] | None:
     """The operator that a module is (subclasses included), or None."""
-    for op in OPERATORS:
+    every: tuple[type[Operator], ...] = (*OPERATORS, MultiheadAttention)
+    for op in every:
         kind = op.kind()
         if kind is not None and isinstance(module, kind):
             return op

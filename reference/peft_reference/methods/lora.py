@@ -7,7 +7,7 @@ alpha / √r, Kalajdzievski, "A Rank Stabilization Scaling Factor", https://arxi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -20,10 +20,11 @@ from ..errors import PeftWarning, UnsupportedOptionError
 from ..injection import BaseTuner
 from ..layer import BaseTunerLayer
 from ..matching import pattern_value
-from ..operators import OPERATORS, Embedding, Operator
+from ..operators import OPERATORS, Embedding, MultiheadAttention, Operator
 from ..registry import PeftType, register_peft_method
 from ..tying import TiedFactor
 from . import defaults
+from .lora_replication import replicate_layers
 
 
 @dataclass
@@ -81,7 +82,7 @@ class LoraConfig(PeftConfig):
     _not_offered: ClassVar[tuple[str, ...]] = (
         *("megatron_config", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
         *("velora_config", "alora_invocation_tokens", "use_qalora", "monteclora_config"),
-        *("layer_replication", "use_bdlora", "arrow_config", "kasa_config"),
+        *("use_bdlora", "arrow_config", "kasa_config"),
     )
     _inits_not_offered: ClassVar[tuple[str, ...]] = (
         *("eva", "olora", "pissa", "corda", "loftq", "orthogonal", "mica", "lora_ga"),
@@ -168,7 +169,7 @@ class LoraLayer(BaseTunerLayer):
     """A layer with LoRA adapters: A and B are the weights of two layers, bare parameters on an embedding."""
 
     prefix = "lora_"
-    operators = OPERATORS
+    operators = (*OPERATORS, MultiheadAttention)
     slots: ClassVar[dict[str, type]] = {
         "r": dict,
         "lora_alpha": dict,
@@ -196,6 +197,11 @@ class LoraLayer(BaseTunerLayer):
     matrix_slots = ("lora_A", "lora_B")
 
     @classmethod
+    def class_for(cls, op: type[Operator]) -> type[LoraLayer]:
+        """`LoraLayer` but for the layers that are more than a weight and a bias."""
+        return COMPOUND.get(op, cls)
+
+    @classmethod
     def check(cls, config: LoraConfig, base: Any, op: type[Operator], name: str) -> None:
         """The rank must be positive, and a multiple of a convolution's groups."""
         r = pattern_value(config.rank_pattern, name, config.r)
@@ -210,7 +216,7 @@ class LoraLayer(BaseTunerLayer):
             warnings.warn(
                 f"LoRA on '{name}', a convolution with groups={groups}, cannot be merged.", stacklevel=6
             )
-        if config.lora_bias and getattr(base, "bias", None) is None:
+        if config.lora_bias and op.bias(base) is None:
             warnings.warn(
                 f"`lora_bias=True` but '{name}' has no bias: it cannot be merged.", PeftWarning, stacklevel=6
             )
@@ -346,12 +352,48 @@ class LoraLayer(BaseTunerLayer):
             )
 
 
+COMPOUND: dict[type[Operator], type[LoraLayer]] = {}  # layers that are adapted in more than one place
+
+
 class LoraModel(BaseTuner):
     """A model with LoRA adapters."""
 
     prefix = "lora_"
     tuner_layer_cls = LoraLayer
     target_module_mapping = defaults.ATTENTION
+
+    @classmethod
+    def prepare_model(cls, model: nn.Module, config: Any, adapter_name: str) -> Callable[[], Any] | None:
+        """`layer_replication`, which comes once: with the first adapter."""
+        others = {**(getattr(model, "peft_config", None) or {})}
+        others.pop(adapter_name, None)
+        if not others:
+            return replicate_layers(model, config.layer_replication) if config.layer_replication else None
+        for name, other in others.items():
+            if config.layer_replication and config.layer_replication != other.layer_replication:
+                raise ValueError(
+                    f"layer_replication={config.layer_replication} comes too late: adapter '{name}' was "
+                    f"added with layer_replication={other.layer_replication}."
+                )
+        return None
+
+    @classmethod
+    def check_targets(cls, model: nn.Module, names: Collection[str]) -> None:
+        """ValueError for the two modules of Mamba that compute in kernels of their own, past any adapter."""
+        model_type = getattr(getattr(model, "config", None), "model_type", None)
+        bypassed = [name for name in names if name.rpartition(".")[2] in ("out_proj", "conv1d")]
+        if bypassed and model_type in ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"):
+            raise ValueError(
+                f"{', '.join(bypassed)} cannot be adapted in a model of type {model_type!r}: Mamba's kernels "
+                "read the base weights."
+            )
+
+    def check_merge_allowed(self) -> None:
+        """ValueError with replicated layers: several adapters would be written into one weight."""
+        if any(getattr(config, "layer_replication", None) for config in self.peft_config.values()):
+            raise ValueError(
+                "Adapters on replicated layers share base weights, so that they cannot be merged."
+            )
 
 
 register_peft_method(PeftType.LORA, LoraConfig, LoraModel)
