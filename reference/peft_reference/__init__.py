@@ -17,6 +17,7 @@ from .errors import NoMatchingPeftModuleError, PeftError, PeftWarning, Unsupport
 from .injection import inject_adapter_in_model
 from .kbit import prepare_model_for_kbit_training
 from .methods.lora import LoraConfig, LoraModel, LoraRuntimeConfig
+from .methods.lora_init import EvaConfig, LoftQConfig, LoraGAConfig
 from .methods.refused import AdaptionPromptConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from .mixed import PeftMixedModel
 from .model import PeftModel, cast_mixed_precision_params, get_peft_model
@@ -53,7 +54,10 @@ __all__ = [
     "AutoPeftModelForSeq2SeqLM",
     "AutoPeftModelForSequenceClassification",
     "AutoPeftModelForTokenClassification",
+    "EvaConfig",
+    "LoftQConfig",
     "LoraConfig",
+    "LoraGAConfig",
     "LoraModel",
     "LoraRuntimeConfig",
     "NoMatchingPeftModuleError",

@@ -99,6 +99,7 @@ class Injection:
         self.low_cpu_mem_usage = low_cpu_mem_usage
         self.placed: dict[str, nn.Module] = {}  # name -> the module that will stand there
         self.contents: dict[Holder, Any] = {}  # holder -> what it will have of the adapter
+        self.weights: dict[Tensor, Tensor] = {}  # base weight -> its values, where adapters start with others
         try:
             self._plan(tuner_cls, state_dict)
         except BaseException:
@@ -287,6 +288,8 @@ class Injection:
         weight = layer.weight
         with torch.device("meta" if self.low_cpu_mem_usage else weight.device):
             contents = create()
+        if "weight" in contents:
+            self.weights[weight] = contents.pop("weight")
         dtype = weight.dtype if weight.is_floating_point() or weight.is_complex() else None
         for value in contents.values():
             if isinstance(value, nn.Module):
@@ -310,6 +313,8 @@ class Injection:
                 self._place(name, module)
             for holder, contents in self.contents.items():
                 self._replace(holder, contents)
+            for weight, values in self.weights.items():
+                self._set_weight(weight, values)
             for holder in dict.fromkeys([*found, *self.contents]):
                 self._undo.append(partial(setattr, holder, "_active_adapter", holder._active_adapter))
                 holder._active_adapter = list(active)
@@ -320,7 +325,7 @@ class Injection:
         except BaseException:
             self.undo()
             raise
-        for plan in (self.layers, self.placed, self.contents):
+        for plan in (self.layers, self.placed, self.contents, self.weights):
             plan.clear()  # the model has them now, and may delete them
         return self
 
@@ -336,6 +341,11 @@ class Injection:
     def _set_requires_grad(self, parameter: nn.Parameter, value: bool) -> None:
         self._undo.append(partial(parameter.requires_grad_, parameter.requires_grad))
         parameter.requires_grad_(value)
+
+    @torch.no_grad()
+    def _set_weight(self, weight: Tensor, values: Tensor) -> None:
+        self._undo.append(partial(weight.data.copy_, weight.clone()))
+        weight.copy_(values)
 
     def _place(self, name: str, module: nn.Module) -> None:
         """Put a module at `name`, unless it is there."""

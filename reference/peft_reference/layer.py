@@ -68,7 +68,10 @@ class BaseTunerLayer(Holder):
         """Raise if `config` cannot adapt this layer. Runs for every target before anything is created."""
 
     def create(self, config: Any, name: str) -> dict[str, Any]:
-        """The contents of the slots for one new adapter on the module called `name`, not yet attached."""
+        """The contents of the slots for one new adapter on the module called `name`, not yet attached.
+
+        Under `weight`, which is no slot: the base weight to begin with, in its own layout, if it changes.
+        """
         raise NotImplementedError
 
     def share(self, leader: BaseTunerLayer, adapter: str, contents: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def lora(*targets: str, **options: Any) -> peft.LoraConfig:
         (lora("lin0", lora_dropout=1.5), ValueError),
         (lora("lin0", bias="some"), NotImplementedError),
         (lora("lin0", init_lora_weights="best"), ValueError),
-        (lora("lin0", init_lora_weights="pissa"), ValueError),
+        (lora("lin0", init_lora_weights="pissa", r=9), ValueError),
         (lora("lin0", modules_to_save=["default"]), ValueError),
         (lora("lin0", layer_replication=[(0, 1)]), ValueError),
         (lora("lin0", exclude_modules=["lin0"]), ValueError),

@@ -7,7 +7,7 @@ alpha / √r, Kalajdzievski, "A Rank Stabilization Scaling Factor", https://arxi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from ..matching import pattern_value
 from ..operators import OPERATORS, Embedding, MultiheadAttention, Operator
 from ..registry import PeftType, register_peft_method
 from ..tying import TiedFactor
-from . import defaults
+from . import defaults, lora_init
 from .lora_replication import replicate_layers
 
 
@@ -51,7 +51,8 @@ class LoraConfig(PeftConfig):
     bias: str = "none"  # which base biases to train and save: none, all, lora_only (of the adapted layers)
     use_rslora: bool = False  # s = alpha / √r
     modules_to_save: list[str] | None = None  # modules to train and save whole
-    init_lora_weights: bool | str = True  # True: B = 0; 'gaussian': A ~ N(0, 1/r²), B = 0; False: both random
+    # True: B = 0; 'gaussian': A ~ N(0, 1/r²), B = 0; False: both random; for the others see lora_init.py
+    init_lora_weights: bool | str = True
     layers_to_transform: list[int] | int | None = None  # indices of the layers to adapt
     layers_pattern: list[str] | str | None = None  # what the list of layers is called
     rank_pattern: dict | None = field(default_factory=dict)  # regex for names -> rank
@@ -59,10 +60,10 @@ class LoraConfig(PeftConfig):
     megatron_config: dict | None = None
     megatron_core: str | None = "megatron.core"  # only with megatron_config
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
-    loftq_config: dict = field(default_factory=dict)
-    eva_config: Any = None
-    corda_config: Any = None
-    lora_ga_config: Any = None
+    loftq_config: dict | lora_init.LoftQConfig = field(default_factory=dict)  # kept as a dict
+    eva_config: lora_init.EvaConfig | None = None
+    corda_config: lora_init.CordaConfig | None = None
+    lora_ga_config: lora_init.LoraGAConfig | None = None
     use_dora: bool = False
     velora_config: Any = None
     alora_invocation_tokens: list[int] | None = None
@@ -80,12 +81,8 @@ class LoraConfig(PeftConfig):
 
     _not_saved: ClassVar[frozenset[str]] = frozenset({"runtime_config"})
     _not_offered: ClassVar[tuple[str, ...]] = (
-        *("megatron_config", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
-        *("velora_config", "alora_invocation_tokens", "use_qalora", "monteclora_config"),
+        *("megatron_config", "velora_config", "alora_invocation_tokens", "use_qalora", "monteclora_config"),
         *("use_bdlora", "arrow_config", "kasa_config"),
-    )
-    _inits_not_offered: ClassVar[tuple[str, ...]] = (
-        *("eva", "olora", "pissa", "corda", "loftq", "orthogonal", "mica", "lora_ga"),
     )
 
     def __post_init__(self) -> None:
@@ -103,6 +100,7 @@ class LoraConfig(PeftConfig):
             raise ValueError(
                 "DoRA is not made for Megatron's layers: use_dora=True excludes megatron_config."
             )
+        lora_init.settle_options(self)
 
     @property
     def variant(self) -> type[LoraVariant] | None:
@@ -123,13 +121,7 @@ class LoraConfig(PeftConfig):
             raise UnsupportedOptionError("LoRA's ephemeral_gpu_offload is not implemented in the reference.")
         if self.bias not in ("none", "all", "lora_only"):
             raise NotImplementedError(f"bias={self.bias!r} is not implemented: use none, all or lora_only.")
-        init = self.init_lora_weights
-        if not isinstance(init, bool) and str(init).lower() != "gaussian":
-            if str(init).lower().startswith(self._inits_not_offered):
-                raise UnsupportedOptionError(
-                    f"init_lora_weights={init!r} is not implemented in the reference."
-                )
-            raise ValueError(f"init_lora_weights={init!r} is not known: use True, False or 'gaussian'.")
+        lora_init.init_name(self)
 
 
 class LoraVariant:
@@ -175,6 +167,7 @@ class LoraLayer(BaseTunerLayer):
         "lora_alpha": dict,
         "scaling": dict,
         "lora_variant": dict,
+        "frozen_slots": dict,
         "lora_dropout": nn.ModuleDict,
         "lora_A": nn.ModuleDict,
         "lora_B": nn.ModuleDict,
@@ -185,6 +178,7 @@ class LoraLayer(BaseTunerLayer):
     r: dict[str, int]
     scaling: dict[str, float]
     lora_variant: dict[str, type[LoraVariant]]  # only of adapters that are not plain LoRA
+    frozen_slots: dict[str, tuple[str, ...]]  # of adapters some of whose tensors never train
     lora_dropout: nn.ModuleDict
     lora_A: Any
     lora_B: Any
@@ -220,6 +214,7 @@ class LoraLayer(BaseTunerLayer):
             warnings.warn(
                 f"`lora_bias=True` but '{name}' has no bias: it cannot be merged.", PeftWarning, stacklevel=6
             )
+        lora_init.check_init(config, base, op, name, r)
         if config.variant:
             config.variant.check(config, base, op, name)
 
@@ -235,25 +230,51 @@ class LoraLayer(BaseTunerLayer):
         alpha = pattern_value(config.alpha_pattern, name, config.lora_alpha)
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
         scaling = alpha / (r**0.5 if config.use_rslora else r)
-        contents = {"r": r, "lora_alpha": alpha, "scaling": scaling, "lora_dropout": dropout}
+        contents: dict[str, Any] = {"r": r, "lora_alpha": alpha, "scaling": scaling, "lora_dropout": dropout}
         if self.op is Embedding:
-            A = (
-                torch.zeros(r, self.in_features)
-                if config.init_lora_weights
-                else torch.randn(r, self.in_features)
-            )
-            B = torch.randn(self.out_features, r)
-            return contents | {"lora_embedding_A": nn.Parameter(A), "lora_embedding_B": nn.Parameter(B)}
-        a: Any
-        b: Any
-        a, b = self.new_factors(r, config.lora_bias)
-        if config.init_lora_weights:  # A keeps torch's own initialisation, Kaiming-uniform with a = √5
-            nn.init.zeros_(b.weight)
-            if config.lora_bias:
-                nn.init.zeros_(b.bias)
-        if str(config.init_lora_weights).lower() == "gaussian":
-            nn.init.normal_(a.weight, std=1 / r)
-        return contents | {"lora_A": a, "lora_B": b}
+            shape_A, shape_B = (r, self.in_features), (self.out_features, r)
+            A = nn.Parameter(torch.zeros(shape_A) if config.init_lora_weights else torch.randn(shape_A))
+            B = nn.Parameter(torch.randn(shape_B))
+            contents |= {"lora_embedding_A": A, "lora_embedding_B": B}
+        else:
+            a: Any
+            b: Any
+            a, b = self.new_factors(r, config.lora_bias)
+            if config.init_lora_weights:  # A keeps torch's own initialisation, Kaiming-uniform with a = √5
+                nn.init.zeros_(b.weight)
+                if config.lora_bias:
+                    nn.init.zeros_(b.bias)
+            if str(config.init_lora_weights).lower() == "gaussian":
+                nn.init.normal_(a.weight, std=1 / r)
+            A, B = a.weight, b.weight
+            contents |= {"lora_A": a, "lora_B": b}
+        return contents | self._start(config, name, contents, A, B)
+
+    @torch.no_grad()
+    def _start(
+        self, config: LoraConfig, name: str, contents: dict[str, Any], A: Tensor, B: Tensor
+    ) -> dict[str, Any]:
+        """Give A and B their initial values; the base weight and the frozen slots that go with them."""
+        initialiser = lora_init.initialiser(config, self.op, A.is_meta)
+        if initialiser is None:
+            return {}
+        weight = self.op.canonical(self.weight)
+        W = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
+        r, scaling = contents["r"], contents["scaling"]
+        start = initialiser(lora_init.Site(W, r, scaling, self.get_base_layer(), config, name))
+        A.copy_(start.A)
+        B.copy_(start.B)
+        wanted: dict[str, Any] = {}
+        if not start.trains_B:
+            wanted["frozen_slots"] = ("lora_B", "lora_embedding_B")
+        if start.W is not None:
+            if self.merged:
+                raise ValueError(
+                    f"init_lora_weights={config.init_lora_weights!r} changes the base weight of '{name}', "
+                    "into which adapters are merged. Unmerge them first."
+                )
+            wanted["weight"] = self.op.canonical(start.W)
+        return wanted
 
     def new_factors(self, r: int, bias: bool) -> tuple[nn.Module, nn.Module]:
         """Two new layers whose product has rank r."""
@@ -276,6 +297,14 @@ class LoraLayer(BaseTunerLayer):
         if self.op is Embedding:
             return self.lora_embedding_A[adapter], self.lora_embedding_B[adapter]
         return self.lora_A[adapter].weight, self.lora_B[adapter].weight
+
+    def set_requires_grad(self, adapter_names: str | Iterable[str], requires_grad: bool = True) -> None:
+        """As for every method, except that MiCA's B never trains."""
+        super().set_requires_grad(adapter_names, requires_grad)
+        for adapter in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            for slot in self.frozen_slots.get(adapter, ()):
+                if adapter in getattr(self, slot):
+                    getattr(self, slot)[adapter].requires_grad_(False)
 
     def state_entries(self, adapter: str) -> Iterator[tuple[str, str, Tensor]]:
         """As for every method, except that a checkpoint calls the magnitude by its slot alone."""

@@ -64,7 +64,10 @@ class DoraVariant(LoraVariant):
     @staticmethod
     def create(layer: LoraLayer, config: LoraConfig, contents: dict[str, Any]) -> dict[str, Any]:
         """Add the magnitude, in the base weight's dtype; on the meta device only its shape is known."""
-        weight = layer.unmerged_weight
+        stored = contents.get("weight")  # what the initialiser makes of the base weight
+        weight = (
+            layer.unmerged_weight if stored is None else layer.op.canonical(stored).to(layer.weight.dtype)
+        )
         shape = (-1,) if weight.dim() == 2 else (1, -1, *[1] * (weight.dim() - 2))
         slots = ("lora_A", "lora_B") if "lora_A" in contents else ("lora_embedding_A", "lora_embedding_B")
         A, B = (getattr(contents[slot], "weight", contents[slot]).detach() for slot in slots)

@@ -1,0 +1,312 @@
+"""How LoRA's A and B start: one function for each value of `init_lora_weights`, and the table of them.
+
+W (out, in) is the base weight, s the scaling. A start that changes the base weight returns W_res with
+W_res + s·B·A = W, so the adapted layer begins as the base layer. EVA, CorDA and LoRA-GA look at data first:
+`lora_eva.py`, `lora_corda.py`, `lora_ga.py`.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..operators import Conv1D, Embedding, Linear, Operator
+
+
+@dataclass
+class LoftQConfig:
+    """What LoftQ quantises to."""
+
+    loftq_bits: int = 4  # 2, 4 or 8
+    loftq_iter: int = 1  # how often quantisation and decomposition alternate
+
+
+@dataclass
+class EvaConfig:
+    """How EVA reads the data; ValueError for values out of range."""
+
+    rho: float = 2.0  # a layer gets at most rho·r components; 1 keeps every rank as it is
+    tau: float = 0.99  # components whose cosine with those before the last batch exceeds this have converged
+    use_label_mask: bool = True  # leave out positions whose label is `label_mask_value`
+    label_mask_value: int = -100
+    whiten: bool = False  # divide each component by the root of its singular value
+    adjust_scaling_factors: bool = True  # let alpha follow the rank, so that the scaling stays
+
+    def __post_init__(self) -> None:
+        if self.rho < 1:
+            raise ValueError(f"rho should be at least 1, got {self.rho}.")
+        if not 0 <= self.tau <= 1:
+            raise ValueError(f"tau should be between 0 and 1, got {self.tau}.")
+
+
+@dataclass
+class CordaConfig:
+    """How CorDA decomposes."""
+
+    cache_file: str | None = None  # where the decomposition is kept between runs
+    covariance_file: str | None = None  # where the covariance is kept between runs
+    corda_method: str = "ipm"  # instruction-previewed, or 'kpm', knowledge-preserved
+    verbose: bool = False
+    use_float16_for_covariance: bool = False
+    prune_temporary_fields: bool = True
+
+
+@dataclass
+class LoraGAConfig:
+    """Which part of the gradient's SVD LoRA-GA takes, and how large."""
+
+    direction: str = "ArB2r"  # or ArBr, A2rBr, random
+    scale: str = "stable"  # or weight_svd, gd_scale, unit
+    stable_gamma: int = 16
+
+
+class Site(NamedTuple):
+    """Where an adapter is about to start."""
+
+    W: Tensor  # (out, in), float32 or wider
+    r: int
+    s: float
+    base: Any  # the layer itself
+    config: Any  # the LoraConfig
+    name: str
+
+
+class Start(NamedTuple):
+    """What an adapter starts with."""
+
+    A: Tensor  # (r, in)
+    B: Tensor  # (out, r)
+    W: Tensor | None = None  # (out, in): the base weight from now on, if it changes
+    trains_B: bool = True
+
+
+def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.linalg.svd(matrix, full_matrices=False)  # (out, k), (k,), (k, in) with k = min(out, in)
+
+
+def without(site: Site, A: Tensor, B: Tensor) -> Start:
+    """The start that leaves the output alone: W_res = W - s·B·A."""
+    return Start(A, B, site.W - site.s * (B @ A))
+
+
+def pissa(site: Site) -> Start:
+    """W = U·S·V: B = U_r·√(S_r/s), A = √(S_r/s)·V_r, W_res = W - s·B·A; `pissa_niter_N` takes a randomised
+    SVD with N subspace iterations.
+
+    Meng et al., "PiSSA: Principal Singular Values and Singular Vectors Adaptation", arXiv 2404.02948.
+    """
+    iterations = pissa_iterations(site.config.init_lora_weights)
+    if iterations is None:
+        U, S, V = _svd(site.W)
+    else:
+        U, S, V_t = torch.svd_lowrank(site.W, q=site.r, niter=iterations)
+        V = V_t.t()
+    root = (S[: site.r] / site.s).sqrt()
+    return without(site, root[:, None] * V[: site.r], U[:, : site.r] * root)
+
+
+def pissa_iterations(name: str) -> int | None:
+    """N of `pissa_niter_N`, None for `pissa`; ValueError for anything else."""
+    found = re.fullmatch(r"pissa(?:_niter_(\d+))?", name.lower())
+    if not found:
+        raise ValueError(
+            f"init_lora_weights={name!r} should be 'pissa', or 'pissa_niter_' and a number of iterations."
+        )
+    return None if found[1] is None else int(found[1])
+
+
+def olora(site: Site) -> Start:
+    """W = Q·R: B = Q_r (orthonormal columns), A = R_r, W_res = W - s·B·A.
+
+    Büyükakyüz, "OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models", arXiv 2406.01775.
+    """
+    Q, R = torch.linalg.qr(site.W)
+    return without(site, R[: site.r], Q[:, : site.r])
+
+
+def orthogonal(site: Site) -> Start:
+    """B·A = 0 with neither zero: A = Q_1ᵀ·X, B = Y·Q_2 for the even and the odd rows Q_1, Q_2 (r/2, r) of a
+    random orthogonal matrix, and small random X (r/2, in), Y (out, r/2). W stays.
+
+    The rows of different halves are orthogonal, so the adapter is the identity although both factors train.
+    """
+    out_features, in_features = site.W.shape
+    like = {"dtype": site.W.dtype, "device": site.W.device}
+    Q, _ = torch.linalg.qr(torch.randn(site.r, site.r, **like))  # type: ignore[call-overload]
+    X = torch.randn(site.r // 2, in_features, **like) / 10  # type: ignore[call-overload]
+    Y = torch.randn(out_features, site.r // 2, **like) / 10  # type: ignore[call-overload]
+    return Start(Q[0::2].t() @ X, Y @ Q[1::2])
+
+
+def mica(site: Site) -> Start:
+    """W = U·S·V: B = the last r columns of U, which never train; A = 0. W stays.
+
+    "MiCA: Minor Component Adaptation", arXiv 2604.01694.
+    """
+    U, _, _ = _svd(site.W)
+    A = torch.zeros(site.r, site.W.shape[1], dtype=site.W.dtype, device=site.W.device)
+    return Start(A, U[:, -site.r :], trains_B=False)
+
+
+def loftq(site: Site) -> Start:
+    """Q_t = q(W - s·B·A), s·B·A = the best approximation of W - Q_t of rank r, and so on; W becomes Q_T.
+
+    q rounds to `loftq_bits` bits in blocks and back. Li et al., "LoftQ: LoRA-Fine-Tuning-Aware Quantization
+    for Large Language Models", arXiv 2310.08659, algorithm 1.
+    """
+    options = LoftQConfig(**site.config.loftq_config)
+    low_rank = torch.zeros_like(site.W)
+    for _ in range(options.loftq_iter):
+        Q = quantized(site.W - low_rank, options.loftq_bits)
+        U, S, V = _svd(site.W - Q)
+        root = (S[: site.r] / site.s).sqrt()
+        A, B = root[:, None] * V[: site.r], U[:, : site.r] * root
+        low_rank = site.s * (B @ A)
+    return Start(A, B, Q)
+
+
+def quantized(weight: Tensor, bits: int, block: int = 64) -> Tensor:
+    """`weight` rounded to NormalFloat levels, each block of 64 values scaled by its largest magnitude.
+
+    Dettmers et al., "QLoRA", arXiv 2305.14314, section 3: the levels are quantiles of a normal distribution,
+    one more on the positive side than on the negative, with an exact zero.
+    """
+    outermost = 0.9677083  # the paper's offset, which keeps the quantile finite
+    half = 2 ** (bits - 1)
+    exact = {"dtype": torch.float64, "device": weight.device}
+
+    def quantiles(count: int) -> Tensor:
+        return torch.special.ndtri(torch.linspace(outermost, 0.5, count + 1, **exact)[:-1])  # type: ignore[call-overload]
+
+    levels = torch.cat([-quantiles(half - 1), quantiles(half), quantiles(half)[:1] * 0]).sort().values
+    levels = (levels / levels.max()).to(weight)
+    blocks = torch.nn.functional.pad(weight.flatten(), (0, -weight.numel() % block)).view(-1, block)
+    scale = blocks.abs().amax(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    middles = (levels[1:] + levels[:-1]) / 2
+    rounded = levels[torch.bucketize(blocks / scale, middles)] * scale
+    return rounded.flatten()[: weight.numel()].view_as(weight)
+
+
+def small_rank(config: Any, base: Any, name: str, r: int) -> None:
+    """ValueError if the layer has fewer singular vectors than the rank."""
+    if r > min(base.weight.shape):
+        raise ValueError(
+            f"init_lora_weights={config.init_lora_weights!r} needs r <= min(in, out), got r={r} for "
+            f"'{name}', whose weight is {tuple(base.weight.shape)}."
+        )
+
+
+def even_rank(config: Any, base: Any, name: str, r: int) -> None:
+    """ValueError if the rank has no halves."""
+    if r % 2:
+        raise ValueError(f"init_lora_weights='orthogonal' needs an even rank, got r={r} for '{name}'.")
+
+
+class Initialiser(NamedTuple):
+    """One row of the table: the function, what it wants of a layer, whether W becomes another."""
+
+    start: Callable[[Site], Start]
+    check: Callable[[Any, Any, str, int], None]  # (config, base, name, r)
+    changes_base: bool
+
+
+INITIALISERS = {
+    "pissa": Initialiser(pissa, small_rank, True),
+    "olora": Initialiser(olora, small_rank, True),
+    "orthogonal": Initialiser(orthogonal, even_rank, False),
+    "mica": Initialiser(mica, small_rank, False),
+    "loftq": Initialiser(loftq, small_rank, True),
+}
+_PLAIN = ("true", "false", "gaussian")
+
+
+def init_name(config: Any) -> str:
+    """The initialiser that a config means: 'true', 'false', 'gaussian', 'eva' or a key of the table; any
+    case. ValueError for an unknown one.
+    """
+    init = config.init_lora_weights
+    name = str(init).lower()
+    if isinstance(init, bool) or (isinstance(init, str) and name in ("gaussian", "eva", *INITIALISERS)):
+        return name
+    if isinstance(init, str) and name.startswith("pissa"):
+        pissa_iterations(init)
+        return "pissa"
+    known = ", ".join(["gaussian", "eva", "pissa_niter_N", *INITIALISERS])
+    raise ValueError(f"init_lora_weights={init!r} is not known: use True, False, one of {known}.")
+
+
+def settle_options(config: Any) -> None:
+    """The rules between `init_lora_weights` and the options of single initialisers, when a config is made.
+
+    Warns of options that are ignored, supplies defaults for EVA and CorDA. ValueError if LoftQ's or LoRA-GA's
+    are missing, or LoftQ's cannot be.
+    """
+    name = str(config.init_lora_weights).lower()
+    for option, kind in (("eva", EvaConfig), ("corda", CordaConfig), ("lora_ga", LoraGAConfig)):
+        field = f"{option}_config"
+        value = getattr(config, field)
+        if isinstance(value, dict):  # as it is in a file
+            setattr(config, field, kind(**value))
+        elif value is None and name == option and option != "lora_ga":
+            warnings.warn(f"init_lora_weights='{name}' without `{field}`: defaults are used.", stacklevel=4)
+            setattr(config, field, kind())
+        if value is not None and name != option:
+            warnings.warn(f"`{field}` is ignored unless init_lora_weights='{option}'.", stacklevel=4)
+    if isinstance(config.loftq_config, LoftQConfig):
+        config.loftq_config = asdict(config.loftq_config)
+    if name != "loftq" and config.loftq_config:
+        warnings.warn("`loftq_config` is ignored unless init_lora_weights='loftq'.", stacklevel=4)
+        config.loftq_config = {}
+    if changes_base(config) and config.use_rslora and (config.rank_pattern or config.alpha_pattern):
+        warnings.warn(
+            f"use_rslora with rank_pattern or alpha_pattern: what init_lora_weights={name!r} does to "
+            "the base weights cannot be converted away when the adapter is saved "
+            "(path_initial_model_for_weight_conversion).",
+            stacklevel=4,
+        )
+    if name == "loftq":
+        if not config.loftq_config:
+            raise ValueError("init_lora_weights='loftq' needs a `loftq_config`.")
+        options = LoftQConfig(**config.loftq_config)
+        if options.loftq_bits not in (2, 4, 8) or options.loftq_iter < 1:
+            raise ValueError(
+                f"LoftQ takes loftq_bits of 2, 4 or 8 and loftq_iter of 1 or more, got {options}."
+            )
+
+
+def changes_base(config: Any) -> bool:
+    """Whether adapters with this config start by changing the base weight."""
+    name = str(getattr(config, "init_lora_weights", "")).lower().partition("_niter_")[0]
+    return name in INITIALISERS and INITIALISERS[name].changes_base
+
+
+def check_init(config: Any, base: Any, op: type[Operator], name: str, r: int) -> None:
+    """ValueError if the initialiser is not for this layer or rank."""
+    init = init_name(config)
+    if init in _PLAIN or (op is Embedding and init != "mica"):
+        return
+    if op not in (Linear, Conv1D, Embedding):
+        raise ValueError(
+            f"init_lora_weights={config.init_lora_weights!r} is for linear layers, and '{name}' is a "
+            f"{op.__name__}."
+        )
+    if init in INITIALISERS:
+        INITIALISERS[init].check(config, base, name, r)
+
+
+def initialiser(config: Any, op: type[Operator], on_meta: bool) -> Callable[[Site], Start] | None:
+    """What gives a layer's A and B other values than LoRA's own; None if nothing does.
+
+    Embeddings know MiCA only; all other initialisers leave them LoRA's start, as in PEFT. For an adapter on
+    the meta device, whose values come later, only the base weight and what trains matter.
+    """
+    init = init_name(config)
+    if init not in INITIALISERS or (op is Embedding and init != "mica") or (on_meta and init == "orthogonal"):
+        return None
+    return INITIALISERS[init].start
