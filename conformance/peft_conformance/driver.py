@@ -21,15 +21,17 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+import yaml
 from safetensors import safe_open
 from torch import nn
 
 from peft_conformance import models
+from peft_conformance.damage import DAMAGES
 from peft_conformance.isolation import global_state, isolated, seed_all
 from peft_conformance.records import TEXT_LIMIT, Record, Recorder, mro
 from peft_conformance.script_parts import train
@@ -48,6 +50,7 @@ ENTITY_ARGUMENTS = frozenset(
     ]
 )
 CONFIG_ARGUMENTS = frozenset(["peft_config", "config"])
+CLASS_ARGUMENTS = frozenset(["config_cls", "model_cls"])
 LAYER_CLASSES = {
     "BaseTunerLayer": "tuners.tuners_utils.BaseTunerLayer",
     "LoraLayer": "tuners.lora.LoraLayer",
@@ -260,12 +263,14 @@ class _Run:
                     target = target.base_model
                 result = getattr(target, self.subject.names.get(name, method))(**arguments)
             made = receiver.made
+            if folder := step.get("args", {}).get("save_directory"):  # what it holds descends from the model
+                self.entities[folder] = replace(self.entity(folder), made=made)
         else:
             function, _ = self.subject.find(self.program["operations"][name]["path"])
             with _foreign():
                 result = function(**arguments)
-            model = step.get("args", {}).get("model")
-            made = self.entity(model).made if model else None
+            sources = [step.get("args", {}).get(key) for key in ("model", "pretrained_model_name_or_path")]
+            made = next((self.entity(source).made for source in sources if source), None)
         if "as" in step:
             kind = "model" if isinstance(result, nn.Module) else None
             if isinstance(result, dict) and self.program["operations"][name].get("result") == "state_dict":
@@ -278,6 +283,10 @@ class _Run:
         if key in ENTITY_ARGUMENTS:
             entity = self.entity(value)
             return str(entity.value) if entity.kind == "folder" else entity.value
+        if key in CLASS_ARGUMENTS:
+            return self.subject.find(value)[0]
+        if key == "adapter_name" and isinstance(value, dict):
+            return str(self.entity(value["inside"]).value / "adapter")
         if key == "layer_cls":
             return self.subject.find(LAYER_CLASSES[value])[0]
         return copy.deepcopy(value)
@@ -308,7 +317,18 @@ class _Run:
     def _make_folder(self, body: dict[str, Any]) -> None:
         folder = self.folder / body["id"]
         folder.mkdir()
-        self.entities[body["id"]] = Entity(folder, "folder")
+        made = None
+        if "model" in body:
+            source = self.entity(body["model"])
+            model, made = cast("Any", source.value), source.made
+            model.save_pretrained(folder)
+            model.name_or_path = model.config.name_or_path = str(folder)
+        self.entities[body["id"]] = Entity(folder, "folder", made)
+
+    def _compile(self, body: dict[str, Any]) -> None:
+        source = self.entity(body["of"])
+        compiled: Any = torch.compile(self.model(body["of"]), backend="eager")
+        self.entities[body["id"]] = Entity(compiled, "model", source.made)
 
     def _edit_state_dict(self, body: dict[str, Any]) -> None:
         source = self.entity(body["of"])
@@ -359,6 +379,8 @@ class _Run:
             path.write_text(json.dumps(fields, indent=2), encoding="utf-8")
         if "truncate" in body:
             path.write_bytes(path.read_bytes()[: body["truncate"]])
+        if "damage" in body:
+            DAMAGES[body["damage"]](path)
         if body.get("delete"):
             path.unlink()
 
@@ -509,6 +531,7 @@ STEPS: dict[str, Callable[[_Run, Any], None]] = {
     "make_model": _Run._make_model,
     "make_config": _Run._make_config,
     "make_folder": _Run._make_folder,
+    "compile": _Run._compile,
     "edit_state_dict": _Run._edit_state_dict,
     "edit_file": _Run._edit_file,
     "forward": _Run._forward,
@@ -551,7 +574,21 @@ class Files:
                 tensors = Tensors((key, file.get_tensor(key)) for key in file.keys())  # noqa: SIM118 - no mapping
                 tensors.metadata = file.metadata()
             return tensors
-        return path.read_text(encoding="utf-8")
+        return Card(path.read_text(encoding="utf-8")) if path.suffix == ".md" else path.read_text("utf-8")
+
+
+class Card(str):
+    """The text of a model card, and the YAML in front of it."""
+
+    @property
+    def metadata(self) -> Any:
+        """The YAML as data; {} if there is none."""
+        return yaml.safe_load(self.split("---")[1]) if self.startswith("---") else {}
+
+    @property
+    def lines(self) -> list[str]:
+        """The text line by line."""
+        return self.splitlines()
 
 
 @contextmanager

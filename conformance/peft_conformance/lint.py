@@ -32,6 +32,7 @@ MAKES = {
     "make_model": "model",
     "make_config": "config",
     "make_folder": "folder",
+    "compile": "model",
     "edit_state_dict": "state_dict",
     "forward": "tensor",
     "generate": "tensor",
@@ -39,6 +40,8 @@ MAKES = {
     "look_up": "callable",
 }
 USES: dict[str, dict[str, tuple[str, ...]]] = {  # step -> key -> kinds of entity that it may name
+    "make_folder": {"model": ("model",)},
+    "compile": {"of": ("model",)},
     "edit_state_dict": {"of": ("state_dict",)},
     "edit_file": {"folder": ("folder",)},
     "forward": {"of": ("model",)},
@@ -421,6 +424,8 @@ class _ClauseLint:
         elif isinstance(step[word], dict):
             body = step[word]
             for key, kinds in USES.get(word, {}).items():
+                if key not in body:
+                    continue
                 used = self.use(body[key], kinds, body.lines[key], change=word not in ("capture", "read"))
                 models = used.models if used else models
                 kind = used.kind if used and word == "capture" else kind
@@ -459,7 +464,11 @@ class _ClauseLint:
             line = args.lines.get(key) or step.lines.get(key, step.line)
             if key in operation.get("parameters", {}):
                 self.in_range(operation["parameters"][key], f"{key} of {step['call']}", line)
-            kind = "model" if key == "on" else ARGUMENTS.get(key)
+            kind = ARGUMENTS.get(key)
+            if key == "on":
+                kind = "config" if step["call"].startswith("PeftConfig.") else "model"
+            if isinstance(value, dict) and "inside" in value:
+                kind, value = "folder", value["inside"]
             if kind and isinstance(value, str):
                 used = self.use(value, (kind,), line, change=True)
                 models = used.models if used and kind == "model" else models
@@ -531,6 +540,8 @@ class _ClauseLint:
                     self.error(line, f"a formula needs {body[key]!r} to be a capture with `values: true`")
         if "tolerance" in body:
             self.known("tolerance", body["tolerance"], self.suite.tolerances, line)
+        if check.word == "raised" and "error" in body:
+            self.known("error class", body["error"], self.suite.errors, line)
         if "step" in body and self.known("step", body["step"], self.labels, line):
             if body["step"] in self.entities:
                 self.entities[body["step"]].used = True

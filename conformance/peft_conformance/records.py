@@ -283,5 +283,5 @@ def _attribute(value: Any, name: str) -> Any:
 def _json(content: bytes) -> Record:
     try:
         return {"json": plain(json.loads(content))}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return {"unreadable": str(error)[:TEXT_LIMIT]}

@@ -16,14 +16,17 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
-from peft_conformance import models, script_parts
+from peft_conformance import damage, models, script_parts
 from peft_conformance.cases import Case, Check, Verdict
-from peft_conformance.driver import CONFIG_ARGUMENTS, ENTITY_ARGUMENTS, LAYER_CLASSES, NOISE
+from peft_conformance.damage import DAMAGES
+from peft_conformance.driver import CLASS_ARGUMENTS, CONFIG_ARGUMENTS, ENTITY_ARGUMENTS, LAYER_CLASSES, NOISE
 from peft_conformance.implementations import Implementation
 from peft_conformance.language import find_specs_dir, read_yaml
 from peft_conformance.script_checks import CHECKS, IS_ADAPTED, OF_TENSOR, frame_before
 
-PARTS = {name: f for name, f in vars(script_parts).items() if inspect.isfunction(f)}
+PARTS = {
+    name: f for part in (script_parts, damage) for name, f in vars(part).items() if inspect.isfunction(f)
+}
 MODULES = ["contextlib", "copy", "dataclasses", "enum", "inspect", "io", "json", "math", "os", "random", "re"]
 MODULES += ["tempfile", "warnings"]
 OURS = {  # variables of the script's own, which no entity may be called: in every script, and by check word
@@ -202,8 +205,16 @@ class Script:
         return ".".join(["peft", *path])
 
     def _make_folder(self, body: Body) -> None:
-        self.kinds[body["id"]] = "folder"
-        self.add(f"{self.var(body['id'])} = Path(tempfile.mkdtemp())")
+        self.kinds[body["id"]], name = "folder", self.var(body["id"])
+        self.add(f"{name} = Path(tempfile.mkdtemp())")
+        if "model" in body:
+            model, self.made[body["id"]] = self.var(body["model"]), self.made[body["model"]]
+            self.add(f"{model}.save_pretrained({name})")
+            self.add(f"{model}.name_or_path = {model}.config.name_or_path = str({name})")
+
+    def _compile(self, body: Body) -> None:
+        self.kinds[body["id"]], self.made[body["id"]] = "model", self.made[body["of"]]
+        self.add(f"{self.var(body['id'])} = torch.compile({self.var(body['of'])}, backend='eager')")
 
     def _edit_state_dict(self, body: Body) -> None:
         new, old = self.var(body["id"]), self.var(body["of"])
@@ -233,6 +244,8 @@ class Script:
             self.add(f"{path}.write_text(json.dumps(fields))")
         if "truncate" in body:
             self.add(f"{path}.write_bytes({path}.read_bytes()[:{body['truncate']}])")
+        if "damage" in body:
+            self.add(f"{DAMAGES[body['damage']].__name__}({path})")
         if body.get("delete"):
             self.add(f"{path}.unlink()")
 
@@ -342,6 +355,8 @@ class Script:
                     else f"load_file({value})"
                 )
                 path = [part for part in path if part != ("metadata", "")]
+            elif path and path[0][0] in ("metadata", "lines"):  # of a model card
+                value = f"card_{path.pop(0)[0]}({value})"
             else:
                 value += ".read_text()"
         for attribute, key in path:
@@ -365,7 +380,8 @@ class Script:
         self.lines[start:] = [head, *(f"    {line}" for line in inside or ["pass"])]
 
     def _call(self, step: Body) -> None:
-        name, entity = step["call"], step.get("on") or step.get("args", {}).get("model")
+        name, args = step["call"], step.get("args", {})
+        entity = step.get("on") or args.get("model") or args.get("pretrained_model_name_or_path")
         arguments = ", ".join(f"{k}={self._argument(k, v)}" for k, v in step.get("args", {}).items())
         if "on" in step:
             receiver = self.var(step["on"]) + (".base_model" if name == "BaseTuner.set_adapter" else "")
@@ -378,6 +394,8 @@ class Script:
             self.kinds[step["as"]] = self.program["operations"][name].get("result", "value")
             if entity in self.made:
                 self.made[step["as"]] = self.made[entity]
+        if (folder := step.get("args", {}).get("save_directory")) and entity in self.made:
+            self.made[folder] = self.made[entity]
         self.add(text)
 
     def _argument(self, key: str, value: Any) -> str:
@@ -385,6 +403,10 @@ class Script:
             return self._config(value["config"]) if isinstance(value, dict) else self.var(value)
         if key in ENTITY_ARGUMENTS:
             return f"str({self.var(value)})" if self.kinds.get(value) == "folder" else self.var(value)
+        if key == "adapter_name" and isinstance(value, dict):
+            return f"str({self.var(value['inside'])} / 'adapter')"
+        if key in CLASS_ARGUMENTS:
+            return self.public(value)
         return self.public(LAYER_CLASSES[value]) if key == "layer_cls" else repr(value)
 
     # --- what an entity holds, now or remembered
@@ -544,6 +566,7 @@ STEPS: dict[str, Callable[[Script, Any], None]] = {
     "make_model": Script._make_model,
     "make_config": Script._make_config,
     "make_folder": Script._make_folder,
+    "compile": Script._compile,
     "edit_state_dict": Script._edit_state_dict,
     "edit_file": Script._edit_file,
     "forward": Script._forward,

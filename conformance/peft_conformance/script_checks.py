@@ -237,7 +237,9 @@ def _raises(script: Script, body: Body) -> None:
 
 def _raised(script: Script, body: Body) -> None:
     script.add("assert error is not None, 'nothing was raised'")
-    for word in body["mentions"]:
+    if "error" in body:
+        _raises(script, body)
+    for word in body.get("mentions", ()):
         script.add(f"assert {word.lower()!r} in str(error).lower(), error")
 
 

@@ -58,6 +58,19 @@ def train(model: Any, batch: Any, steps: int, gradient_checkpointing: bool, fold
     trainer.train()
 
 
+def card_metadata(path: Any) -> Any:
+    """The YAML in front of a model card."""
+    import yaml
+
+    return yaml.safe_load(path.read_text().split("---")[1])
+
+
+def card_lines(path: Any) -> list[str]:
+    """The lines of a model card."""
+    lines: list[str] = path.read_text().splitlines()
+    return lines
+
+
 def items(x: Any) -> Any:
     """Names and tensors of a model, a state dict or a single tensor."""
     if isinstance(x, torch.nn.Module):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft_conformance import models
+from peft_conformance.damage import DAMAGES
 from peft_conformance.driver import STEPS
 from peft_conformance.implementations import Implementation
 from peft_conformance.language import find_specs_dir
@@ -628,3 +629,67 @@ def test_the_same_program_gives_the_same_observation_twice(perform: Perform) -> 
     first, second = perform(steps), perform(steps)
     assert torch.equal(first.pop("tensors")["y"], second.pop("tensors")["y"])
     assert first == second
+
+
+SAVED = {"call": "PeftModel.save_pretrained", "on": "pm", "args": {"save_directory": "folder"}}
+LOAD_WEIGHTS = {"call": "load_peft_weights", "args": {"model_id": "folder"}, "attempt": True, "label": "load"}
+CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+UNLOADABLE = {  # damage -> the file that it is made for
+    **dict.fromkeys(
+        [name for name in DAMAGES if name.startswith(("header", "dtype", "shape", "offsets"))], WEIGHTS
+    ),
+    **dict.fromkeys(["cut-short", "with-more-behind", "empty", "text", "folder", "link-to-itself"], WEIGHTS),
+    **dict.fromkeys([name for name in DAMAGES if name.startswith(("saved", "pickle"))], PICKLED),
+    **dict.fromkeys([name for name in DAMAGES if name.startswith("json")], CONFIG),
+    **dict.fromkeys(["utf-16", "byte-order-mark", "latin-1"], CONFIG),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_cannot_be_read(reference: Implementation, damage: str) -> None:
+    file = UNLOADABLE[damage]
+    saving = {**SAVED, "args": {**SAVED["args"], "safe_serialization": file != PICKLED}}
+    given = [make(), wrap(), {"make_folder": {"id": "folder"}}, saving]
+    reading = {"call": "PeftConfig.from_pretrained", "attempt": True, "label": "load"}
+    reading |= {"args": {"pretrained_model_name_or_path": "folder"}}
+    load = reading if file == CONFIG else LOAD_WEIGHTS
+    whole = reference.execute(program([load], given=given))
+    assert whole["steps"][-1]["error"] is None
+    edit = {"edit_file": {"folder": "folder", "file": file, "damage": damage}}
+    broken = reference.execute(program([load], given=[*given, edit]))
+    assert file.partition(".")[0] in broken["steps"][-1]["error"]["message"]
+    assert "executed" not in broken["entities"]["folder"]["files"]
+
+
+def test_a_folder_can_hold_a_base_model(perform: Perform) -> None:
+    model = {"make_model": {"id": "m", "model": "tiny-bert"}}
+    read = {"read": {"id": "name", "of": "m", "path": "name_or_path"}}
+    seen = perform(program([read], given=[model, {"make_folder": {"id": "base", "model": "m"}}]))
+    assert {"config.json", "model.safetensors"} <= set(seen["entities"]["base"]["files"])
+    assert seen["entities"]["name"]["value"].endswith("base")
+
+
+def test_a_compiled_model_has_the_other_one_inside(perform: Perform) -> None:
+    seen = perform(program([{"compile": {"id": "c", "of": "m"}}], given=[make()]))
+    names = [t["name"] for t in seen["entities"]["c"]["tensors"]]
+    assert names
+    assert all(name.startswith("_orig_mod.") for name in names)
+
+
+def test_an_adapter_can_be_called_like_a_path(reference: Implementation) -> None:
+    step = {**wrap(), "attempt": True}
+    step["args"] = {**step["args"], "adapter_name": {"inside": "folder"}}
+    seen = reference.execute(program([step], given=[make(), {"make_folder": {"id": "folder"}}]))
+    error = seen["steps"][-1]["error"]
+    name = next(iter(seen["entities"]["pm"]["peft_config"])) if error is None else error["message"]
+    assert "folder" in name
+
+
+def test_a_model_card_is_data_and_lines(perform: Perform) -> None:
+    reads = [
+        {"read": {"id": "library", "of": "folder", "path": "[README.md].metadata[library_name]"}},
+        {"read": {"id": "lines", "of": "folder", "path": "[README.md].lines"}},
+    ]
+    seen = perform(program([SAVED, *reads], given=[make(), wrap(), {"make_folder": {"id": "folder"}}]))
+    assert seen["entities"]["library"]["value"] == "peft"
+    assert "library_name: peft" in seen["entities"]["lines"]["value"]
