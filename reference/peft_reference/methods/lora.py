@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..combining import Combination
 from ..config import PeftConfig
 from ..errors import PeftWarning, UnsupportedOptionError
 from ..injection import BaseTuner
@@ -25,6 +26,7 @@ from ..registry import PeftType, register_peft_method
 from ..tying import TiedFactor
 from . import defaults, lora_init
 from .lora_replication import replicate_layers
+from .lora_weighted import add_combined
 
 
 @dataclass
@@ -306,6 +308,15 @@ class LoraLayer(BaseTunerLayer):
                 if adapter in getattr(self, slot):
                     getattr(self, slot)[adapter].requires_grad_(False)
 
+    def fill(self, contents: dict[str, Any], A: Tensor, B: Tensor, bias: Tensor | None) -> None:
+        """Put these factors into the contents of the slots, in the place of what `create` has made."""
+        if self.op is Embedding:
+            contents |= {"lora_embedding_A": nn.Parameter(A), "lora_embedding_B": nn.Parameter(B)}
+            return
+        contents["lora_A"].weight, contents["lora_B"].weight = nn.Parameter(A), nn.Parameter(B)
+        if bias is not None:
+            contents["lora_B"].bias = nn.Parameter(bias)
+
     def state_entries(self, adapter: str) -> Iterator[tuple[str, str, Tensor]]:
         """As for every method, except that a checkpoint calls the magnitude by its slot alone."""
         for live, saved, tensor in super().state_entries(adapter):
@@ -423,6 +434,46 @@ class LoraModel(BaseTuner):
             raise ValueError(
                 "Adapters on replicated layers share base weights, so that they cannot be merged."
             )
+
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        svd_rank: int | None = None,
+        svd_clamp: float | None = None,
+        svd_full_matrices: bool = True,
+        svd_driver: str | None = None,
+        density: float | None = None,
+        majority_sign_method: str = "total",
+    ) -> None:
+        """Add one adapter, inactive and frozen, that is several others with weights, positive or negative.
+
+        `cat` is exactly the weighted sum of their deltas, of the sum of their ranks; `svd` the best
+        approximation of it of rank `svd_rank` (default: the largest of theirs). `linear` adds the factors
+        instead, each with the root of its weight and scaling. `magnitude_prune`, `ties`, `dare_linear` and
+        `dare_ties` do so with the share `density` of the entries, or with `_svd` treat the deltas like that.
+        One adapter alone is always `linear`, and a name that exists is left as it is.
+
+        ValueError, before anything changes, for an unknown type or adapter, another number of weights than of
+        adapters, ranks that differ (unless `cat` or svd), `modules_to_save` of the same module, names mixed
+        with a regular expression in `target_modules`, target parameters, and variants of LoRA.
+        """
+        if adapter_name in self.peft_config:
+            return
+        self.check_names(adapters)
+        if not adapters or len(adapters) != len(weights):
+            raise ValueError(f"One weight for each adapter is needed, got {len(weights)} for {adapters}.")
+        combination = Combination(
+            "linear" if len(adapters) == 1 else combination_type,
+            density,
+            majority_sign_method,
+            svd_clamp,
+            svd_full_matrices,
+            svd_driver,
+        )
+        add_combined(self, list(zip(adapters, weights, strict=True)), adapter_name, combination, svd_rank)
 
 
 register_peft_method(PeftType.LORA, LoraConfig, LoraModel)
