@@ -29,6 +29,7 @@ from .state_dict import (
     set_base_model_state_dict,
     set_peft_model_state_dict,
 )
+from .status import get_layer_status, get_model_status
 from .tasks import (
     MODEL_TYPE_TO_PEFT_MODEL_MAPPING,
     PeftModelForCausalLM,
@@ -81,6 +82,8 @@ __all__ = [
     "UnsupportedOptionError",
     "cast_mixed_precision_params",
     "get_base_model_state_dict",
+    "get_layer_status",
+    "get_model_status",
     "get_peft_config",
     "get_peft_model",
     "get_peft_model_state_dict",

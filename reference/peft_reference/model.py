@@ -27,6 +27,7 @@ from .state_dict import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from .status import TunerLayerStatus, TunerModelStatus, get_layer_status, get_model_status
 
 
 class AdaptedModel(nn.Module):
@@ -80,6 +81,22 @@ class AdaptedModel(nn.Module):
     def get_base_model(self) -> nn.Module:
         """The model that was passed."""
         return self.base_model.model
+
+    @property
+    def has_active_enabled_adapter(self) -> bool:
+        """Whether any adapter acts: one is active, and the adapters are not disabled."""
+        return any(
+            not holder.disable_adapters and any(map(holder.has_adapter, holder.active_adapters))
+            for holder in holders(self.base_model)
+        )
+
+    def get_layer_status(self) -> list[TunerLayerStatus]:
+        """The status of each adapted layer, in the model's order."""
+        return get_layer_status(self)
+
+    def get_model_status(self) -> TunerModelStatus:
+        """The status of the whole model."""
+        return get_model_status(self)
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """(number of trainable parameters, number of all)."""
