@@ -13,6 +13,7 @@ from .holder import Holder
 from .injection import BaseTuner
 from .layer import BaseTunerLayer
 from .matching import is_transformers_model
+from .registry import PeftType
 
 Irregular = Literal["irregular"]
 
@@ -69,9 +70,7 @@ def get_model_status(model: nn.Module) -> TunerModelStatus:
     return TunerModelStatus(
         base_model_type=type(base).__name__ if tuner or is_transformers_model(base) else "other",
         adapter_model_type=type(tuner).__name__ if tuner else "None",
-        peft_types={n: c.peft_type.value for n, c in tuner.peft_config.items() if c.peft_type}
-        if tuner
-        else {},
+        peft_types=_peft_types(tuner),
         trainable_params=sum(p.numel() for p in parameters if p.requires_grad),
         total_params=sum(p.numel() for p in parameters),
         num_adapter_layers=len(layers),
@@ -96,12 +95,16 @@ def _tuner(model: Any) -> BaseTuner | None:
     return tuner if isinstance(tuner, BaseTuner) else None
 
 
+def _peft_types(tuner: BaseTuner | None) -> dict[str, str]:
+    return {name: PeftType(c.peft_type).value for name, c in tuner.peft_config.items()} if tuner else {}
+
+
 def _named_holders(model: nn.Module) -> list[tuple[str, Holder]]:
     found = list(named_holders(model))
     if not found:
         raise ValueError(
-            f"No adapter layers found in this {type(model).__name__}: it is no PEFT model, and no adapters were "
-            "injected."
+            f"No adapter layers found in this {type(model).__name__}: it is no PEFT model, and no adapters "
+            "were injected."
         )
     return found
 
