@@ -16,6 +16,7 @@ from .config import PeftConfig, PromptLearningConfig, get_peft_config
 from .errors import NoMatchingPeftModuleError, PeftError, PeftWarning, UnsupportedOptionError
 from .injection import inject_adapter_in_model
 from .kbit import prepare_model_for_kbit_training
+from .methods.ia3 import IA3Config, IA3Model
 from .methods.lora import LoraConfig, LoraModel, LoraRuntimeConfig
 from .methods.lora_init import EvaConfig, LoftQConfig, LoraGAConfig
 from .methods.refused import AdaptionPromptConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
@@ -56,6 +57,8 @@ __all__ = [
     "AutoPeftModelForSequenceClassification",
     "AutoPeftModelForTokenClassification",
     "EvaConfig",
+    "IA3Config",
+    "IA3Model",
     "LoftQConfig",
     "LoraConfig",
     "LoraGAConfig",

@@ -4,6 +4,7 @@ model.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -137,14 +138,17 @@ class Injection:
         self.targeted_module_names = [name for name in candidates if name in targets]
         tuner_cls.check_targets(model, self.targeted_module_names)
         self.layers = self._adapted_layers(candidates)
+        self.decided = {"target_modules": self.targets, **tuner_cls.settle(config, model, adapter_name)}
+        self.settled = copy.copy(config)  # the given config is completed when the model is changed
+        vars(self.settled).update(self.decided)
         for name, layer in self.layers.items():
-            layer.check(config, layer.get_base_layer(), layer.op, name)
+            layer.check(self.settled, layer.get_base_layer(), layer.op, name)
         warn_unmatched_patterns(
             config, [*self.layers, *(f"{m}.{p}" for m in parameters for p in parameters[m])]
         )
-        self.decided = self._decided_fields()
+        self._correct_fan_in_fan_out()
 
-        self._plan_layers(self.layers, adapt_with, lambda name, layer: layer.create(config, name))
+        self._plan_layers(self.layers, adapt_with, lambda name, layer: layer.create(self.settled, name))
         self._plan_parameters(parameters, candidates, tuner_cls.parameter_layer_cls)
         self._plan_tokens(select_tokens(config, model, modules), candidates, ties)
         self._plan_copies(saved, save_with)
@@ -188,9 +192,8 @@ class Injection:
             )
         return self.layer_cls.class_for(op)(module, op)
 
-    def _decided_fields(self) -> dict[str, Any]:
-        """What the model decides about the config: the resolved targets, and `fan_in_fan_out`."""
-        decided = {"target_modules": self.targets}
+    def _correct_fan_in_fan_out(self) -> None:
+        """The layers show how they store their weights, whatever the config says."""
         ops = {layer.op for layer in self.layers.values()}
         for op, wrong in ((Linear, True), (Conv1D, False)):
             if op in ops and getattr(self.config, "fan_in_fan_out", None) is wrong:
@@ -198,8 +201,7 @@ class Injection:
                     f"fan_in_fan_out={wrong} does not fit a `{op.__name__}`: {not wrong} is used.",
                     stacklevel=4,
                 )
-                decided["fan_in_fan_out"] = not wrong
-        return decided
+                self.decided["fan_in_fan_out"] = not wrong
 
     def _plan_layers(
         self,
@@ -445,6 +447,14 @@ class BaseTuner(nn.Module):
 
     def check_merge_allowed(self) -> None:
         """Raise if the adapters of this model cannot be merged, whatever their layers say."""
+
+    @classmethod
+    def settle(cls, config: Any, model: nn.Module, adapter_name: str) -> dict[str, Any]:
+        """The fields of the config that the model decides; raises for an adapter that the model cannot get.
+
+        Runs before anything is created or changed.
+        """
+        return {}
 
     @property
     def peft_config(self) -> dict[str, PeftConfig]:

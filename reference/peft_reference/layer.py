@@ -2,7 +2,7 @@
 these.
 
 A method subclasses `BaseTunerLayer` and says what its parameters are (`slots`, `create`) and what they mean
-(`delta`, or `fold` where the change is not a sum). Merging, naming and printing
+(`delta`, or `fold` with `adapt` or `adapt_input` where the change is not a sum). Merging, naming and printing
 are here, once; activation and freezing in `holder.py`.
 """
 
@@ -34,6 +34,7 @@ class BaseTunerLayer(Holder):
     adapter_layer_names: ClassVar[tuple[str, ...]]  # the slots whose tensors are trained
     matrix_slots: ClassVar[tuple[str, ...]] = ()  # the slots whose weights always have two dimensions or more
     opaque: ClassVar[bool] = True  # whether what is inside the base layer is part of it, and never adapted
+    changes_input: ClassVar[bool] = False  # whether `adapt_input` does anything: most methods spare the calls
 
     def __init__(self, base_layer: nn.Module, op: type[Operator]) -> None:
         super().__init__()
@@ -93,6 +94,10 @@ class BaseTunerLayer(Holder):
         """
         return y + self.op.call(self.get_base_layer(), x, self.delta(adapter))
 
+    def adapt_input(self, adapter: str, x: Tensor) -> Tensor:
+        """What the base layer gets in place of `x`: x·Rᵀ where W' = W·R. Only asked if `changes_input`."""
+        return x
+
     def fold(self, adapter: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The (canonical) weight and bias with one adapter merged in."""
         return weight + self.delta(adapter), bias
@@ -110,8 +115,13 @@ class BaseTunerLayer(Holder):
         if self._disable_adapters and self.merged_adapters:
             self.unmerge()
         base: Any = self._modules["base_layer"]  # nn.Module's own attribute lookup is slow
+        adapt = not self._disable_adapters and not self.merged_adapters
+        if adapt and self.changes_input:  # W·R₁·R₂ turns x by R₂ first
+            for adapter in reversed(self._active_adapter):
+                if adapter in self._adapters:
+                    x = self.adapt_input(adapter, x)
         y = base_out = base(x, *args, **kwargs)
-        if not self._disable_adapters and not self.merged_adapters:
+        if adapt:
             if self.batches and (batch := self.batch()) is not None:
                 return self._adapt_per_sample(batch, x, y)
             for adapter in self._active_adapter:

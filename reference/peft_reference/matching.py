@@ -96,18 +96,28 @@ def resolve_targets(
     """
     targets = config.target_modules
     if targets is None:
-        model_config = getattr(model, "config", None)
-        as_dict = model_config if isinstance(model_config, dict) else getattr(model_config, "__dict__", {})
-        model_type: Any = as_dict.get("model_type") or getattr(model_config, "model_type", None)
-        if model_type not in defaults and optional:
+        if optional and model_type(model) not in defaults:
             return set()
-        if model_type not in defaults:
-            known_as = f"model type {model_type!r}" if model_type else type(model).__name__
-            raise ValueError(f"`target_modules` has to be given: there is no default for {known_as}.")
-        targets = defaults[model_type]
+        targets = default_for(model, defaults, "target_modules")
     if isinstance(targets, str) and targets.lower() == "all-linear":
         return _all_linear(config, model, modules)
     return targets if isinstance(targets, str) else set(targets)
+
+
+def default_for(model: nn.Module, defaults: Mapping[str, T], field: str) -> T:
+    """What `defaults` say for the model's architecture; ValueError if it is unknown and `field` is needed."""
+    known_as = model_type(model)
+    if known_as not in defaults:
+        what = f"model type {known_as!r}" if known_as else type(model).__name__
+        raise ValueError(f"`{field}` has to be given: there is no default for {what}.")
+    return defaults[known_as]
+
+
+def model_type(model: nn.Module) -> Any:
+    """What the model's config, an object or a dict, says about its architecture; None without one."""
+    config = getattr(model, "config", None)
+    as_dict = config if isinstance(config, dict) else getattr(config, "__dict__", {})
+    return as_dict.get("model_type") or getattr(config, "model_type", None)
 
 
 def _all_linear(config: Any, model: Any, modules: Modules) -> set[str]:

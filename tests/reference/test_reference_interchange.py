@@ -86,3 +86,75 @@ def test_state_dicts_interchange_between_injected_models() -> None:
     outcome = upstream.set_peft_model_state_dict(models[1], state_dict)
     assert not outcome.unexpected_keys
     torch.testing.assert_close(models[1](IDS), models[0](IDS))
+
+
+class Net(nn.Module):
+    """A layer of each kind that most methods adapt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, padding=1)
+        self.lin0 = nn.Linear(16, 8)
+        self.lin1 = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.lin1(self.lin0(self.conv(x).flatten(2)).relu())
+
+
+# Every method of the reference besides LoRA, with options worth a file of their own: one line each.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ia3": ("IA3Config", {"target_modules": ["conv", "lin0"], "feedforward_modules": []}),
+    "ia3 feed-forward": (
+        "IA3Config",
+        {"target_modules": r"conv|lin.", "feedforward_modules": ["conv", "lin1"]},
+    ),
+}
+DIRECTIONS = [
+    pytest.param(peft_reference, upstream, id="to upstream"),
+    pytest.param(upstream, peft_reference, id="from upstream"),
+]
+
+
+def adapted(implementation: Any, method: str, dtype: torch.dtype) -> Any:
+    """The network with a perturbed adapter of this method."""
+    config_class, options = METHODS[method]
+    config = getattr(implementation, config_class)(**options)
+    model = implementation.get_peft_model(build(Net).to(dtype), config)
+    perturb(model)
+    return model
+
+
+@pytest.mark.parametrize("low_cpu", [False, True], ids=["", "low_cpu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("writer", "reader"), DIRECTIONS)
+def test_every_methods_files_interchange(
+    writer: Any, reader: Any, method: str, dtype: torch.dtype, low_cpu: bool, tmp_path: Path
+) -> None:
+    """Same keys and bits in the state dict and in the file, same outputs, merged or not."""
+    model, x = adapted(writer, method, dtype), torch.randn(2, 2, 4, 4).to(dtype)
+    model.save_pretrained(tmp_path)
+    loaded = reader.PeftModel.from_pretrained(build(Net).to(dtype), tmp_path, low_cpu_mem_usage=low_cpu)
+    one, two = writer.get_peft_model_state_dict(model), reader.get_peft_model_state_dict(loaded)
+    assert one.keys() == two.keys()
+    assert all(one[key].dtype == two[key].dtype for key in one)
+    rounded = low_cpu and reader is upstream  # upstream takes float32 files through the dtype of the base
+    kept = {key: tensor.to(dtype).to(tensor.dtype) if rounded else tensor for key, tensor in one.items()}
+    assert all(torch.equal(kept[key], two[key]) for key in one)
+    near = {} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(loaded(x), model(x), **near)
+    loaded.save_pretrained(tmp_path / "again")
+    name = "adapter_model.safetensors"
+    assert rounded or (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
+    torch.testing.assert_close(loaded.merge_and_unload()(x), model.merge_and_unload()(x), **near)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_methods_config_has_the_same_fields_and_values(method: str, tmp_path: Path) -> None:
+    written = []
+    for implementation in (peft_reference, upstream):
+        adapted(implementation, method, torch.float32).save_pretrained(tmp_path)
+        data = json.loads((tmp_path / "adapter_config.json").read_text())
+        del data["peft_version"]
+        written.append({k: sorted(v) if isinstance(v, list) else v for k, v in data.items()})
+    assert written[0] == written[1]

@@ -23,3 +23,34 @@ ATTENTION: dict[str, tuple[str, ...] | str] = {
     "rwkv": ("key", "value", "receptance", "output"),
     "rwkv7": ("r_proj", "k_proj", "v_proj", "o_proj", "key", "value"),
 }
+
+# The paper scales keys, values and the inputs of the feed-forward layer; what those are called:
+IA3_FEEDFORWARD: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("llama", "llama4", "mistral", "gemma", "gemma2"), ("down_proj",)),
+    **dict.fromkeys(("gemma3_text", "qwen2", "qwen3"), ("down_proj",)),
+    **dict.fromkeys(("bert", "roberta", "deberta", "deberta-v2"), ("output.dense",)),
+    **dict.fromkeys(("gpt_neox", "falcon", "RefinedWeb", "RefinedWebModel"), ("dense_4h_to_h",)),
+    **dict.fromkeys(("gpt2", "gpt_bigcode"), ("mlp.c_proj",)),
+    **dict.fromkeys(("bart", "opt", "phi"), ("fc2",)),
+    "bloom": ("mlp.dense_4h_to_h",),
+    "gptj": ("fc_out",),
+    "gpt_neo": ("c_proj",),
+    "mixtral": ("w2",),
+    "mt5": (),
+    "t5": ("wo",),
+}
+_IA3_OTHER: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("llama", "mistral", "mixtral"), ("k_proj", "v_proj")),
+    **dict.fromkeys(("gptj", "gpt_neo", "bart", "phi", "llama4", "gemma", "gemma2"), QV),
+    **dict.fromkeys(("gemma3_text", "qwen2", "qwen3"), QV),
+    **dict.fromkeys(("bert", "roberta"), ("key", "value")),
+    **dict.fromkeys(("bloom", "gpt_neox", "falcon"), ("query_key_value",)),
+    **dict.fromkeys(("RefinedWeb", "RefinedWebModel"), ("query_key_value",)),
+    **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn",)),
+    "deberta": ("in_proj",),
+    "deberta-v2": ("key_proj", "value_proj"),
+    "mt5": ("k", "v", "wi_1"),
+    "opt": ("q_proj", "k_proj"),
+    "t5": ("k", "v"),
+}
+IA3 = {name: (*other, *IA3_FEEDFORWARD[name]) for name, other in _IA3_OTHER.items()}
