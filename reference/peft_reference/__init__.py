@@ -18,6 +18,8 @@ from .injection import inject_adapter_in_model
 from .kbit import prepare_model_for_kbit_training
 from .methods.ia3 import IA3Config, IA3Model
 from .methods.lora import LoraConfig, LoraModel, LoraRuntimeConfig
+from .methods.lora_eva import get_eva_state_dict, initialize_lora_eva_weights
+from .methods.lora_ga import preprocess_loraga
 from .methods.lora_init import EvaConfig, LoftQConfig, LoraGAConfig
 from .methods.refused import AdaptionPromptConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from .mixed import PeftMixedModel
@@ -85,15 +87,18 @@ __all__ = [
     "UnsupportedOptionError",
     "cast_mixed_precision_params",
     "get_base_model_state_dict",
+    "get_eva_state_dict",
     "get_layer_status",
     "get_model_status",
     "get_peft_config",
     "get_peft_model",
     "get_peft_model_state_dict",
+    "initialize_lora_eva_weights",
     "inject_adapter_in_model",
     "load_peft_weights",
     "methods",
     "prepare_model_for_kbit_training",
+    "preprocess_loraga",
     "set_base_model_state_dict",
     "set_peft_model_state_dict",
 ]

@@ -84,6 +84,11 @@ class PeftConfig:
         """True for adaption prompt only."""
         return False
 
+    @property
+    def changes_base(self) -> bool:
+        """Whether adapters with this config begin by changing the base weights."""
+        return False
+
     def validate(self) -> None:
         """Raise if this combination of fields cannot be injected. Called before anything changes."""
 

@@ -411,6 +411,8 @@ class BaseTuner(nn.Module):
     prefix: ClassVar[str]
     tuner_layer_cls: ClassVar[type[BaseTunerLayer]]
     parameter_layer_cls: ClassVar[type[BaseTunerLayer] | None] = None  # for config.target_parameters
+    # (config, tensors, initial tensors) -> an adapter that needs no changed base weights
+    as_plain: ClassVar[Callable[..., Any] | None] = None
     target_module_mapping: ClassVar[Mapping[str, Collection[str] | str]] = {}  # by model type
 
     def __init__(

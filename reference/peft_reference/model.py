@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from . import saving
 from .adapters import cast_adapter_dtype, holders
 from .config import CONFIG_NAME, PeftConfig
-from .errors import PeftWarning, UnsupportedOptionError
+from .errors import PeftWarning
 from .injection import BaseTuner, Injection
 from .layer import BaseTunerLayer
 from .matching import is_transformers_model
@@ -161,6 +161,12 @@ class AdaptedModel(nn.Module):
         if adapter_name in self.peft_config:
             raise ValueError(f"An adapter '{adapter_name}' already exists.")
         _warn_about_name(adapter_name, self.base_model.method_for(config))
+        if any(c.changes_base for c in (config, *self.peft_config.values())):
+            warnings.warn(
+                "An adapter that begins by changing the base weights (PiSSA, CorDA, OLoRA, ...) should be "
+                "alone: save it as plain LoRA with `path_initial_model_for_weight_conversion`.",
+                stacklevel=4,
+            )
         done = self.base_model.add_adapter(adapter_name, config, low_cpu_mem_usage)
         cast_adapter_dtype(self.get_base_model(), adapter_name, autocast)
         return done
@@ -215,6 +221,9 @@ class AdaptedModel(nn.Module):
         """Write each adapter's weights, config and model card; 'default' into the folder, others into
         sub-folders.
 
+        `path_initial_model_for_weight_conversion`: the adapter as it began; PiSSA, CorDA, OLoRA, LoRA-GA and
+        LoftQ are then written as plain LoRA of twice the rank, for the base model as it was.
+
         `state_dict=` (live keys) is used instead of the model's own tensors. Files appear complete or not at
         all. ValueError if the path is a file, an adapter is unknown, or its name would lead out of the
         folder.
@@ -222,9 +231,7 @@ class AdaptedModel(nn.Module):
         if os.path.isfile(save_directory):
             raise ValueError(f"{save_directory} is a file, and adapters are saved in a folder.")
         if path_initial_model_for_weight_conversion is not None:
-            raise UnsupportedOptionError(
-                "Converting initialised weights on save is not implemented in the reference."
-            )
+            initial = saving.load_peft_weights(path_initial_model_for_weight_conversion)
         names = list(self.peft_config) if selected_adapters is None else list(selected_adapters)
         unknown = [name for name in names if name not in self.peft_config]
         if unknown:
@@ -236,10 +243,20 @@ class AdaptedModel(nn.Module):
             name: get_peft_model_state_dict(self, given, name, save_embedding_layers=embeddings)
             for name in names
         }
+        configs = {name: self._config_to_save(self.peft_config[name]) for name in names}
+        if path_initial_model_for_weight_conversion is not None:
+            for name in names:
+                convert = self.base_model.method_for(configs[name]).as_plain
+                if convert is None:
+                    raise ValueError(
+                        "path_initial_model_for_weight_conversion is for LoRA, not for "
+                        f"{configs[name].peft_type}."
+                    )
+                configs[name], state_dicts[name] = convert(configs[name], state_dicts[name], initial)
         if not is_main_process:
             return
         for name, folder in folders.items():
-            config = self._config_to_save(self.peft_config[name])
+            config = configs[name]
             saving.save_adapter(folder, state_dicts[name], config, safe_serialization)
         saving.save_model_card(Path(save_directory), config, self._card_tags(config))
 
@@ -483,6 +500,11 @@ def get_peft_model(
             stacklevel=2,
         )
     old_name, new_name = peft_config.base_model_name_or_path, saving.base_model_name(model)
+    if getattr(peft_config, "init_lora_weights", None) == "eva" and not low_cpu_mem_usage:
+        warnings.warn(
+            "EVA replaces the adapter's weights: low_cpu_mem_usage=True leaves memory for larger batches.",
+            stacklevel=2,
+        )
     if old_name is not None and old_name != new_name:
         warnings.warn(
             f"The config names the base model '{old_name}', and this one is '{new_name}', which is recorded.",

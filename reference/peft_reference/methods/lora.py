@@ -25,6 +25,7 @@ from ..operators import OPERATORS, Embedding, MultiheadAttention, Operator
 from ..registry import PeftType, register_peft_method
 from ..tying import TiedFactor
 from . import defaults, lora_init
+from .lora_convert import as_plain_lora
 from .lora_replication import replicate_layers
 from .lora_weighted import add_combined
 
@@ -111,6 +112,11 @@ class LoraConfig(PeftConfig):
         if len(wanted) > 1:
             raise ValueError(f"LoRA variants exclude each other: choose one of {', '.join(wanted)}.")
         return VARIANTS[wanted[0]] if wanted else None
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether `init_lora_weights` leaves a residual as the base weight."""
+        return lora_init.changes_base(self)
 
     def validate(self) -> None:
         """Refuse what is not implemented, or not an option at all."""
@@ -400,6 +406,7 @@ class LoraModel(BaseTuner):
 
     prefix = "lora_"
     tuner_layer_cls = LoraLayer
+    as_plain = staticmethod(as_plain_lora)
     target_module_mapping = defaults.ATTENTION
 
     @classmethod
