@@ -300,8 +300,15 @@ class _Run:
             spec = {"class": "PeftConfig", "fields": {"peft_type": "UNKNOWN"}}
         assert isinstance(spec, dict)
         cls, _ = self.subject.find(spec["class"])
+        fields = {key: self._public(value) for key, value in spec["fields"].items()}
         with _foreign():
-            return cls(**copy.deepcopy(spec["fields"]))
+            return cls(**fields)
+
+    def _public(self, value: Any) -> Any:
+        """A literal, or what `{public: name}` stands for, such as a member of an enumeration."""
+        if isinstance(value, dict) and value.keys() == {"public"}:
+            return self.subject.find(value["public"])[0]
+        return copy.deepcopy(value)
 
     # --- things to start from
 

@@ -192,7 +192,12 @@ class Script:
         }
         if isinstance(spec, str):
             return special[spec]
-        return f"{self.public(spec['class'])}({', '.join(f'{k}={v!r}' for k, v in spec['fields'].items())})"
+        fields = ", ".join(f"{name}={self._field(value)}" for name, value in spec["fields"].items())
+        return f"{self.public(spec['class'])}({fields})"
+
+    def _field(self, value: Any) -> str:
+        is_public = isinstance(value, dict) and value.keys() == {"public"}
+        return self.public(value["public"]) if is_public else repr(value)
 
     def public(self, name: str) -> str:
         """The expression for a public name; the modules on the way are imported."""
