@@ -17,6 +17,8 @@ from .errors import NoMatchingPeftModuleError, PeftError, PeftWarning, Unsupport
 from .injection import inject_adapter_in_model
 from .kbit import prepare_model_for_kbit_training
 from .methods.ia3 import IA3Config, IA3Model
+from .methods.loha import LoHaConfig, LoHaModel
+from .methods.lokr import LoKrConfig, LoKrModel
 from .methods.lora import LoraConfig, LoraModel, LoraRuntimeConfig
 from .methods.lora_eva import get_eva_state_dict, initialize_lora_eva_weights
 from .methods.lora_ga import preprocess_loraga
@@ -61,6 +63,10 @@ __all__ = [
     "EvaConfig",
     "IA3Config",
     "IA3Model",
+    "LoHaConfig",
+    "LoHaModel",
+    "LoKrConfig",
+    "LoKrModel",
     "LoftQConfig",
     "LoraConfig",
     "LoraGAConfig",

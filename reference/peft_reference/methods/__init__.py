@@ -1,5 +1,16 @@
 """One file per method. Importing this package fills the registry."""
 
-from . import ia3, lora, lora_corda, lora_dora, lora_ga, lora_mha, lora_parameter, refused
+from . import ia3, loha, lokr, lora, lora_corda, lora_dora, lora_ga, lora_mha, lora_parameter, refused
 
-__all__ = ["ia3", "lora", "lora_corda", "lora_dora", "lora_ga", "lora_mha", "lora_parameter", "refused"]
+__all__ = [
+    "ia3",
+    "loha",
+    "lokr",
+    "lora",
+    "lora_corda",
+    "lora_dora",
+    "lora_ga",
+    "lora_mha",
+    "lora_parameter",
+    "refused",
+]

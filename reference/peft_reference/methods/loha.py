@@ -1,0 +1,84 @@
+"""LoHa: W' = W + s·(A₁·B₁) ⊙ (A₂·B₂) with A (out, r), B (r, in·kernel), s = alpha / r.
+
+Hyeon-Woo et al., "FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning",
+https://arxiv.org/abs/2108.06098; its proposition 3 is the option `use_effective_conv2d`, where each product
+has a core T (r, r, *kernel) in its middle.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ..injection import BaseTuner
+from ..registry import PeftType, register_peft_method
+from . import defaults
+from .lycoris import LycorisConfig, LycorisLayer, product, random
+
+
+@dataclass
+class LoHaConfig(LycorisConfig):
+    """LoHa's options, in PEFT's order."""
+
+    r: int = 8  # the rank of each of the two products
+    alpha: int = 8
+    rank_dropout: float = 0.0  # rows of the delta that are dropped while training
+    module_dropout: float = 0.0  # how often the adapter is left out while training
+    use_effective_conv2d: bool = False  # a Tucker core for kernels larger than 1
+    target_modules: list[str] | set[str] | str | None = None
+    exclude_modules: list[str] | set[str] | str | None = None
+    init_weights: bool = True  # True: B₂ = 0; False: all random
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType.LOHA
+
+
+class LoHaLayer(LycorisLayer):
+    """A layer with LoHa adapters."""
+
+    prefix = "hada_"
+    adapter_layer_names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
+    slots: ClassVar[dict[str, type]] = {
+        **LycorisLayer.numbers,
+        **dict.fromkeys(adapter_layer_names, nn.ParameterDict),
+    }
+
+    def create(self, config: LoHaConfig, name: str) -> dict[str, Any]:
+        """Two pairs of factors, with cores if the config says so."""
+        contents = self.options(config, name)
+        r = contents["r"]
+        n_out, n_in, kernel, core = self.shapes(config)
+        for i in (1, 2):
+            if core:
+                contents[f"hada_t{i}"] = random(r, r, *core)
+            contents[f"hada_w{i}_a"] = random(r, n_out) if core else random(n_out, r)
+            contents[f"hada_w{i}_b"] = random(r, n_in if core else n_in * math.prod(kernel))
+        if config.init_weights:
+            nn.init.zeros_(contents["hada_w2_b"])
+        return contents
+
+    def delta(self, adapter: str) -> Tensor:
+        """s·(A₁·B₁) ⊙ (A₂·B₂) as (out, in, *kernel)."""
+        one, two = (
+            product(*(self.part(slot, adapter) for slot in slots))
+            for slots in (("hada_w1_a", "hada_w1_b", "hada_t1"), ("hada_w2_a", "hada_w2_b", "hada_t2"))
+        )
+        return (self.scaling[adapter] * one * two).reshape(self.op.canonical(self.weight).shape)
+
+
+class LoHaModel(BaseTuner):
+    """A model with LoHa adapters."""
+
+    prefix = "hada_"
+    tuner_layer_cls = LoHaLayer
+    target_module_mapping = defaults.ATTENTION
+
+
+register_peft_method(PeftType.LOHA, LoHaConfig, LoHaModel)

@@ -1,0 +1,93 @@
+"""What LoHa and LoKr share, the two methods that PEFT has from LyCORIS, https://arxiv.org/abs/2309.14859:
+options, dropout, and products of small factors.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..config import PeftConfig
+from ..layer import BaseTunerLayer
+from ..matching import pattern_value
+from ..operators import Conv1d, Conv2d, Linear, Operator
+
+
+@dataclass
+class LycorisConfig(PeftConfig):
+    """The options that come first in both methods."""
+
+    rank_pattern: dict | None = field(default_factory=dict)  # regex for names -> rank
+    alpha_pattern: dict | None = field(default_factory=dict)  # regex for names -> alpha
+
+
+def product(a: Tensor, b: Tensor, core: Tensor | None = None) -> Tensor:
+    """(out, r) @ (r, in); with a Tucker core (r, r, *kernel), of (r, out) and (r, in): (out, in, *kernel)."""
+    return a @ b if core is None else torch.einsum("ij...,ip,jq->pq...", core, a, b)
+
+
+def random(*shape: int) -> nn.Parameter:
+    """Torch's own initialisation of a linear layer: Kaiming-uniform with a = √5."""
+    return nn.Parameter(nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5)))
+
+
+def zeros(*shape: int) -> nn.Parameter:
+    """A parameter of zeros."""
+    return nn.Parameter(torch.zeros(shape))
+
+
+class LycorisLayer(BaseTunerLayer):
+    """A layer whose delta is a product of bare parameters; each method says which."""
+
+    operators = (Linear, Conv1d, Conv2d)
+    numbers: ClassVar[dict[str, type]] = dict.fromkeys(
+        ("r", "alpha", "scaling", "rank_dropout", "module_dropout"), dict
+    )
+    scaling: dict[str, float]
+    rank_dropout: dict[str, float]
+    module_dropout: dict[str, float]
+
+    @classmethod
+    def check(cls, config: Any, base: Any, op: type[Operator], name: str) -> None:
+        """The rank must be positive."""
+        r = pattern_value(config.rank_pattern, name, config.r)
+        if r <= 0:
+            raise ValueError(f"The rank of '{name}' should be positive, got r={r}.")
+
+    def options(self, config: Any, name: str) -> dict[str, Any]:
+        """The numbers of an adapter."""
+        r = pattern_value(config.rank_pattern, name, config.r)
+        alpha = pattern_value(config.alpha_pattern, name, config.alpha)
+        dropout = {"rank_dropout": config.rank_dropout, "module_dropout": config.module_dropout}
+        return {"r": r, "alpha": alpha, "scaling": alpha / r, **dropout}
+
+    def shapes(self, config: Any) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
+        """(out, in per group, kernel, kernel of a Tucker core or ()): PEFT's cores have two kernel sizes."""
+        n_out, n_in, *kernel = self.op.canonical(self.weight).shape
+        core = (*kernel, 1)[:2] if config.use_effective_conv2d and math.prod(kernel) > 1 else ()
+        return n_out, n_in, tuple(kernel), core
+
+    def part(self, slot: str, adapter: str) -> Any:
+        """A factor, or None if this adapter does without."""
+        return getattr(self, slot).get(adapter)
+
+    def keeps_size(self, adapter: str) -> bool:
+        """Whether the rows that rank dropout leaves are enlarged, so that the delta keeps its size."""
+        return True
+
+    def adapt(self, adapter: str, x: Tensor, y: Tensor) -> Tensor:
+        """y + delta(x); in training the whole adapter, or rows of the delta, may be dropped."""
+        if self.training and torch.rand(()) < self.module_dropout[adapter]:
+            return y
+        delta = self.delta(adapter)
+        p = self.rank_dropout[adapter]
+        if self.training and p:
+            kept = (torch.rand(len(delta), device=delta.device) > p).to(delta.dtype)
+            if self.keeps_size(adapter):
+                kept = kept / kept.mean().clamp(min=1 / len(kept))
+            delta = delta * kept.view(-1, *[1] * (delta.dim() - 1))
+        return y + self.op.call(self.get_base_layer(), x.to(delta.dtype), delta)
