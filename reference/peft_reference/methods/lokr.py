@@ -102,9 +102,9 @@ class LoKrLayer(LycorisLayer):
             w1 = product(self.part("lokr_w1_a", adapter), self.part("lokr_w1_b", adapter))
         if w2 is None:
             w2 = product(*(self.part(slot, adapter) for slot in ("lokr_w2_a", "lokr_w2_b", "lokr_t2")))
-        # W₁ is the same for all kernel positions: it gets a dimension of 1 for each that W₂ has
-        both = torch.kron(w1.view(*w1.shape, *[1] * (w2.dim() - 2)), w2.contiguous())
-        return (self.scaling[adapter] * both).reshape(shape)
+        w2 = w2.reshape(shape[0] // len(w1), -1, *shape[2:])
+        w1 = w1.view(*w1.shape, *[1] * len(shape[2:]))  # the same at all positions of the kernel
+        return self.scaling[adapter] * torch.kron(w1, w2)
 
     def keeps_size(self, adapter: str) -> bool:
         """As the config says."""
