@@ -81,7 +81,8 @@ class LycorisLayer(BaseTunerLayer):
 
     def adapt(self, adapter: str, x: Tensor, y: Tensor) -> Tensor:
         """y + delta(x); in training the whole adapter, or rows of the delta, may be dropped."""
-        if self.training and torch.rand(()) < self.module_dropout[adapter]:
+        skip = self.module_dropout[adapter]
+        if self.training and skip and torch.rand(()) < skip:
             return y
         delta = self.delta(adapter)
         p = self.rank_dropout[adapter]
