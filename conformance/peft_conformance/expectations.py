@@ -62,17 +62,24 @@ def _applies(entry: Entry, version: str) -> bool:
 
 
 def _matches(entry: Entry, case: str, check: str) -> bool:
-    """Whether an entry speaks of this check: its clause, its check id, and every axis value that it names."""
+    """Whether an entry speaks of this check: its clause, its check id, and for every axis that it names the
+    value, or one of the values.
+    """
     clause, _, axes = case.removesuffix("]").partition("[")
     wanted = entry["match"]
     return (
         wanted["clause"] == clause
         and wanted["check"] == check
         and all(
-            re.search(rf"(^|,){re.escape(f'{axis}={plain_text(value)}')}(,[a-z][\w-]*=|$)", axes)
-            for axis, value in wanted.get("axes", {}).items()
+            any(_at(axes, axis, value) for value in (values if isinstance(values, list) else [values]))
+            for axis, values in wanted.get("axes", {}).items()
         )
     )
+
+
+def _at(axes: str, axis: str, value: Any) -> bool:
+    """Whether the axes of a case, as its id writes them, have this value."""
+    return bool(re.search(rf"(^|,){re.escape(f'{axis}={plain_text(value)}')}(,[a-z][\w-]*=|$)", axes))
 
 
 def _foretells(entry: Entry, verdict: Verdict) -> bool:

@@ -90,6 +90,7 @@ def test_what_was_not_judged_stays_as_it_is(word: str) -> None:
         {"match": {**ENTRY["match"], "axes": {"dtype": "float32"}}},
         {"match": {**ENTRY["match"], "axes": {"device": "cpu"}}},
         {"match": {**ENTRY["match"], "axes": {"method": "lor"}}},
+        {"match": {**ENTRY["match"], "axes": {"method": ["lor", "loha"]}}},
         {"match": {**ENTRY["match"], "axes": {"type": "bfloat16"}}},
     ],
 )
@@ -106,6 +107,7 @@ def test_an_entry_about_something_else_changes_nothing(change: dict[str, Any]) -
         {"flag": True},
         {"method": "lora", "flag": True},
         {"dtype": "bfloat16", "method": "lora"},
+        {"method": ["loha", "lora"]},
     ],
 )
 def test_axes_are_matched_as_a_subset(axes: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,8 @@ def with_points(tmp_path: Path) -> Suite:
     """The suite with a complete card that has a point."""
     specs = shutil.copytree(find_specs_dir(), tmp_path / "specs")
     card = specs / "methods" / "loha.yaml"
-    text = card.read_text("utf-8").replace(
-        "  use: {r: 4, alpha: 6}\n", f"  use: {{r: 4, alpha: 6}}{POINTS}", 1
-    )
-    card.write_text(text + "complete: true\n", "utf-8")
+    fields, points, facts = re.split(r"  points:\n|^layers:", card.read_text("utf-8"), flags=re.M)
+    card.write_text(fields + POINTS.lstrip("\n") + "layers:" + facts, "utf-8")
     return load_suite(specs)
 
 
