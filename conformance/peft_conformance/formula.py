@@ -284,7 +284,8 @@ def effective(
             raise FormulaError(f"card {adapter.card['method']}: one adapter at a time, given {len(adapters)}")
         from_w, from_b = (w, b) if together == "compose" else (base, base_bias)
         kernel = math.prod(stored.shape[2:])
-        known = {"W": from_w, "b": from_b, "out": base.shape[0], "in": base.shape[1], "kernel": kernel}
+        known = {"W": from_w, "W0": base, "b": from_b, "kernel": kernel}
+        known |= {"out": base.shape[0], "in": base.shape[1]}
         symbols = _symbols(adapter, layer, known, overrides)
         new_w = _chosen(adapter, "weight", adapter.card["weight"], layer, overrides)
         new_b = _chosen(adapter, "bias", adapter.card.get("bias", "b"), layer, overrides)

@@ -83,6 +83,8 @@ def _slots(cards: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
         for name, tensor in card.get("tensors", {}).items():
             slot, _, rest = name.partition(".")
             slots.setdefault(slot, {})[rest] = tensor["role"]
+            slot, _, rest = tensor.get("saved_as", name).partition(".")
+            slots.setdefault(slot, {})[rest] = tensor["role"]
     return slots
 
 
@@ -98,6 +100,8 @@ def tags(record: Record, cards: Cards) -> list[Tagged]:
     known = {name: card_of(config, cards) for name, config in configs.items()}
     everything = _slots(cards.values())
     of_adapter = {name: _slots([card]) if card else everything for name, card in known.items()}
+    tensors = [item for card in cards.values() for item in card.get("tensors", {}).items()]
+    saved_as = {name: entry["saved_as"] for name, entry in tensors if "saved_as" in entry}
 
     def tag(name: str) -> Tag:
         parts = name.split(".")
@@ -117,7 +121,8 @@ def tags(record: Record, cards: Cards) -> list[Tagged]:
             role = of_adapter.get(after[0], everything).get(here, {}).get(rest) if after else None
             # Without a config that knows the adapter, `lora_A.weight` could be a plain layer of that name.
             if role is not None and (rest or modules is None or after[0] in known or _adapted(modules, path)):
-                return _tag(role, path, after[0], join(here, rest), [path, here], rest)
+                in_checkpoint = saved_as.get(join(here, rest), join(here, rest))
+                return _tag(role, path, after[0], join(here, rest), [path, here], rest, in_checkpoint)
         owner, _, last = name.rpartition(".")
         plain = unwrapped(owner, modules)
         return _tag("base", plain, None, last, [plain], last)
@@ -125,8 +130,16 @@ def tags(record: Record, cards: Cards) -> list[Tagged]:
     return [(tensor, tag(tensor["name"])) for tensor in tensors_of(record)]
 
 
-def _tag(role: str, module: str, adapter: str | None, tensor: str, before: Sequence[str], rest: str) -> Tag:
-    bare = join(*before, rest)
+def _tag(
+    role: str,
+    module: str,
+    adapter: str | None,
+    tensor: str,
+    before: Sequence[str],
+    rest: str,
+    in_checkpoint: str | None = None,
+) -> Tag:
+    bare = join(*before, rest) if in_checkpoint is None else join(*before[:-1], in_checkpoint)
     return Tag(role, module, adapter, tensor, join(*before, adapter or "", rest), bare.removeprefix(ROOT))
 
 

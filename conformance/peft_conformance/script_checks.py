@@ -261,19 +261,22 @@ def _formula(script: Script, body: Body) -> None:
     script.remember(body["of"])
     state = script.var(body["of"])
     script.add(f"tensors = {{n: p.double() for n, p in {state}_values.items()}}")
-    script.add(f"W0, b0 = tensors['{path}.weight'], tensors.get('{path}.bias')")
+    script.add(f"stored, b0 = tensors['{path}.weight'], tensors.get('{path}.bias')")
     script.add(
-        f"weight = W = W0{'.mT' if transposed else '.flatten(1)'}\nbias = b = 0.0 if b0 is None else b0"
+        f"weight = W = W0 = stored{'.mT' if transposed else '.flatten(1)'}\n"
+        "bias = b = 0.0 if b0 is None else b0"
     )
     (card,) = script.cards()
+    formulas = {what: _choices(card[what], kind) for what in ("weight", "bias") if what in card}
     for adapter in body["adapters"]:
         script.add(f"config = {state}_config[{adapter!r}]")
-        wanted = set[str]().union(*(formula.parse(card[t])[1] for t in ("weight", "bias") if t in card))
-        _symbols(script, wanted - {"W", "b"}, adapter, kind, card, path)
-        script.add(f"weight = weight + ({_python(card['weight'])} - W)")
-        if "bias" in card:
-            script.add(f"bias = bias + ({_python(card['bias'])} - b)")
-    script.add(f"weight = {'weight.mT' if transposed else 'weight.reshape(W0.shape)'}")
+        wanted = set[str]().union(*(_named(choices) for choices in formulas.values()))
+        _symbols(script, wanted - BASE, adapter, kind, card, path)
+        for what, choices in formulas.items():
+            script.add(f"{what} = {what} + (({_chosen(choices)}) - {'W' if what == 'weight' else 'b'})")
+        if card.get("active_together") == "compose" and adapter != body["adapters"][-1]:
+            script.add("W, b = weight, bias")
+    script.add(f"weight = {'weight.mT' if transposed else 'weight.reshape(stored.shape)'}")
     script.add("bias = bias if isinstance(bias, torch.Tensor) else None")
     compare = f"torch.testing.assert_close({{}}.double(), {{}}, {_tolerance(script, body)})"
     if script.kinds.get(body["output"]) == "tensor":
@@ -290,6 +293,33 @@ def _formula(script: Script, body: Body) -> None:
         script.add(f"merged = {script.var(body['output'])}_values")
         script.add(compare.format(f"merged['{path}.weight']", "weight"))
         script.add(f"if bias is not None:\n    {compare.format(f'''merged['{path}.bias']''', 'bias')}")
+
+
+BASE = {"W", "W0", "b"}  # symbols that every script of this kind has
+SIZES = {"out": "W0.shape[0]", "in": "W0.shape[1]", "kernel": "stored[0, 0].numel()"}
+
+
+def _choices(formulas: Any, kind: str) -> list[dict[str, Any]]:
+    """The formulas that a card offers for layers of this kind, in order."""
+    every = [{"value": formulas}] if isinstance(formulas, str) else list(formulas)
+    return [choice for choice in every if kind in choice.get("on", [kind])]
+
+
+def _named(choices: list[dict[str, Any]]) -> set[str]:
+    """All symbols of some formulas."""
+    return set[str]().union(*(formula.parse(str(choice["value"]))[1] for choice in choices))
+
+
+def _chosen(choices: list[dict[str, Any]]) -> str:
+    """The first formula that fits the config, as an expression."""
+    text = ""
+    for choice in choices:
+        value = re.sub(r"\bsqrt\(", "math.sqrt(", _python(str(choice["value"])))
+        tests = " and ".join(f"config.{k} == {v!r}" for k, v in choice.get("when", {}).items())
+        text += f"{value} if {tests} else " if tests else value
+        if not tests:
+            break
+    return text.removesuffix(" else ")
 
 
 def _symbols(script: Script, wanted: set[str], adapter: str, kind: str, card: Any, path: str) -> None:
@@ -312,17 +342,11 @@ def _symbols(script: Script, wanted: set[str], adapter: str, kind: str, card: An
         elif named:  # layers of this kind have no such tensor
             script.add(f"{name} = 0.0")
         elif symbol in card.get("symbols", {}):
-            choices = card["symbols"][symbol]
-            inner = set[str]().union(*(formula.parse(str(c["value"]))[1] for c in choices))
-            _symbols(script, inner - {"W", "b"}, adapter, kind, card, path)
-            text = ""
-            for choice in choices:
-                value = re.sub(r"\bsqrt\(", "math.sqrt(", _python(str(choice["value"])))
-                tests = " and ".join(f"config.{k} == {v!r}" for k, v in choice.get("when", {}).items())
-                text += f"{value} if {tests} else " if tests else value
-            script.add(f"{name} = {text}")
+            choices = _choices(card["symbols"][symbol], kind)
+            _symbols(script, _named(choices) - BASE, adapter, kind, card, path)
+            script.add(f"{name} = {_chosen(choices)}")
         else:
-            script.add(f"{name} = config.{symbol}")
+            script.add(f"{name} = {SIZES.get(symbol, f'config.{symbol}')}")
 
 
 # --- the frame

@@ -120,3 +120,18 @@ def module_tree_lines(model: torch.nn.Module) -> list[str]:
             shapes = [f"{n} {list(p.shape)}" for n, p in own]
             lines.append(" ".join([f"{name or '(root)'}:", type(module).__name__, *shapes]))
     return lines
+
+
+def norm(x: torch.Tensor) -> torch.Tensor:
+    """The length of each row."""
+    return x.norm(dim=-1)
+
+
+def transpose(x: torch.Tensor) -> torch.Tensor:
+    """The matrix with its last two dimensions swapped."""
+    return x.mT
+
+
+def repeat(x: torch.Tensor, n: int) -> torch.Tensor:
+    """Each entry n times, side by side."""
+    return x.repeat_interleave(n, -1)

@@ -151,3 +151,9 @@ def test_applying_changes_no_input() -> None:
     entries, given = [copy.deepcopy(ENTRY)], verdict()
     apply(given, entries, "0.21.2")
     assert (entries, given) == ([ENTRY], verdict())
+
+
+def test_an_axis_may_list_several_values() -> None:
+    match = {**ENTRY["match"], "axes": {"method": ["lora", "ia3"], "flag": True}}
+    assert outcome([entry(match=match)]) == "expected-failure"
+    assert outcome([entry(match={**match, "axes": {"method": ["ia3", "lor"]}})]) == "fail"

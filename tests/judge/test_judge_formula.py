@@ -344,6 +344,22 @@ def test_what_cannot_be_computed_is_an_error(
 
 def test_the_cards_formulas_are_in_the_grammar() -> None:
     for card in SUITE.cards.values():
-        for formula in filter(None, (card.get("weight"), card.get("bias"))):
+        choices = [card[what] for what in ("weight", "bias") if what in card]
+        every = [c["value"] for part in choices if not isinstance(part, str) for c in part]
+        for formula in [*every, *(part for part in choices if isinstance(part, str))]:
             parse(formula)
     assert math.isclose(evaluate(LORA["symbols"]["s"][0]["value"], {"lora_alpha": 6, "r": 4}), 3)
+
+
+def test_a_formula_may_name_the_base_whatever_others_have_made_of_it() -> None:
+    card = {
+        "method": "SCALED",
+        "tensors": {},
+        "weight": "W / norm(W0)[:, None]",
+        "active_together": "compose",
+    }
+    weight = torch.tensor([[0.0, 4.0]])
+    both = effective("Linear", weight, None, [Adapter(name, card, {}, {}) for name in "ab"], {})[0]
+    assert (
+        both.tolist() == (weight / 25).tolist()
+    )  # not / 5: the second divides by the length of the base too

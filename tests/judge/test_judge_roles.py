@@ -209,3 +209,22 @@ def test_tied_tensors_are_paired_name_by_name() -> None:
         ("a.weight", "a.weight"),
         ("b.weight", "b.weight"),
     ]
+
+
+def test_a_tensor_that_a_checkpoint_calls_otherwise_is_the_same_tensor() -> None:
+    entry = {"role": "trainable", "shape": ["out"], "saved_as": "odd_length"}
+    cards = {
+        **CARDS,
+        "LENGTH": {
+            "method": "LENGTH",
+            "config": {"class": "LengthConfig"},
+            "tensors": {"odd_length.weight": entry},
+        },
+    }
+    length = {"kind": "config", "class": "LengthConfig", "fields": {}}
+    live = model([tensor("x.odd_length.a.weight")], [layer("x", "a")], {"a": length})
+    ((_, there),) = tags(live, cards)
+    ((_, saved),) = tags(state_dict("x.odd_length"), cards)
+    assert (there.role, there.adapter, there.tensor) == ("trainable", "a", "odd_length.weight")
+    assert (saved.role, saved.adapter) == ("trainable", None)
+    assert there.bare == saved.bare == "x.odd_length"
