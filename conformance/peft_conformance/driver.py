@@ -34,6 +34,7 @@ from peft_conformance import models
 from peft_conformance.damage import DAMAGES
 from peft_conformance.isolation import global_state, isolated, seed_all
 from peft_conformance.records import TEXT_LIMIT, Record, Recorder, mro
+from peft_conformance.roles import AUX
 from peft_conformance.script_parts import train
 
 Observation = dict[str, Any]  # JSON, but for "tensors": {key: tensor}, which travels as a safetensors file
@@ -452,7 +453,7 @@ class _Run:
         # Only what trains: noise on bookkeeping and fixed tensors would make an adapter that cannot be.
         slots = {
             "adapter": set(self.program.get("trained", self.program.get("slots", ()))),
-            "aux": {"modules_to_save"},
+            "aux": {*AUX},
         }
 
         def chosen(name: str) -> bool:
@@ -496,7 +497,12 @@ class _Run:
         with _foreign():
             for part in path:
                 target = getattr(target, part)
-            setattr(target, last, copy.deepcopy(body["value"]))
+            setattr(target, last, self._plain(body["value"]))
+
+    def _plain(self, value: Any) -> Any:
+        """A copy of plain data; the id of a folder stands for its path."""
+        entity = self.entities.get(value) if isinstance(value, str) else None
+        return str(entity.value) if entity and entity.kind == "folder" else copy.deepcopy(value)
 
     def _set_mode(self, body: dict[str, Any]) -> None:
         with _foreign():

@@ -429,6 +429,13 @@ class _ClauseLint:
                 used = self.use(body[key], kinds, body.lines[key], change=word not in ("capture", "read"))
                 models = used.models if used else models
                 kind = used.kind if used and word == "capture" else kind
+            named = (
+                self.entities.get(body["value"])
+                if word == "write" and isinstance(body["value"], str)
+                else None
+            )
+            if named and named.kind == "folder":  # its path is meant
+                named.used = True
             if word == "make_model":
                 models = frozenset(self.axis_values(body["model"]))
                 for model in models:
@@ -469,8 +476,9 @@ class _ClauseLint:
                 kind = "config" if step["call"].startswith("PeftConfig.") else "model"
             if isinstance(value, dict) and "inside" in value:
                 kind, value = "folder", value["inside"]
-            if kind and isinstance(value, str):
-                used = self.use(value, (kind,), line, change=True)
+            by_axis = isinstance(value, dict) and set(value) == {"axis"}
+            for name in self.axis_values(value) if kind and (by_axis or isinstance(value, str)) else ():
+                used = self.use(name, (kind,), line, change=True)
                 models = used.models if used and kind == "model" else models
         return models, {"none": "value"}.get(operation["result"], operation["result"])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from . import layers
 
 DTYPES = {
     name: getattr(torch, name)
@@ -37,6 +40,8 @@ def _conv1d(**arguments: Any) -> nn.Module:
     return Conv1D(**arguments)
 
 
+OWN = {cls.__name__: cls for cls in (layers.Affine, layers.Experts)}
+
 # Class name -> constructor: what a chain may consist of.
 LAYERS: dict[str, Callable[..., nn.Module]] = {
     **{
@@ -54,6 +59,7 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
         )
     },
     "Conv1D": _conv1d,
+    **OWN,
 }
 
 
@@ -254,8 +260,9 @@ def _chain_source(declaration: dict[str, Any]) -> str:
     ]
     for path, cls, *rest in entries:
         arguments = ", ".join(f"{k}={v!r}" for k, v in (rest[0] if rest else {}).items())
-        made.append((path, f"{'' if cls == 'Conv1D' else 'torch.nn.'}{cls}({arguments})"))
-    lines = (
+        made.append((path, f"{'' if cls in ('Conv1D', *OWN) else 'torch.nn.'}{cls}({arguments})"))
+    lines = [f"{inspect.getsource(OWN[cls])}\n" for cls in dict.fromkeys(e[1] for e in entries) if cls in OWN]
+    lines += (
         ["from transformers.pytorch_utils import Conv1D\n\n"]
         if any(e[1] == "Conv1D" for e in entries)
         else []

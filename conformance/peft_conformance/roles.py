@@ -14,7 +14,9 @@ from typing import Any
 Record = Mapping[str, Any]
 Cards = Mapping[str, Mapping[str, Any]]
 
-WRAPPED = ("base_layer", "original_module")  # where a wrapper keeps the module it stands for
+WRAPPED = ("base_layer", "original_module", "token_adapter")  # where a wrapper keeps what it stands for
+AUX = ("modules_to_save", "trainable_tokens_delta")  # where wrappers keep what an adapter trains besides
+TOKENS = ("trainable_tokens_delta", "trainable_tokens_original")  # the trained rows, and the base's
 ROOT = "base_model.model."  # what PeftModel puts before the paths of the model it holds
 
 
@@ -73,7 +75,9 @@ def _adapted(modules: Mapping[str, Any], path: str) -> bool:
 
 
 def _wraps(modules: Mapping[str, Any], path: str, part: str) -> bool:
-    return _adapted(modules, path) if part == "base_layer" else join(path, "modules_to_save") in modules
+    if part == "original_module":
+        return join(path, "modules_to_save") in modules
+    return _adapted(modules, path if part == "base_layer" else join(path, part))
 
 
 def _slots(cards: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
@@ -112,6 +116,9 @@ def tags(record: Record, cards: Cards) -> list[Tagged]:
                     rest = ".".join(after[1:])
                     return _tag("aux", path, after[0], rest, [unwrapped(path, modules), here], rest)
                 continue
+            if here in TOKENS and i > 0 and parts[i - 1] == "token_adapter":
+                adapter = after[0] if after and modules is not None else None
+                return _tag("aux", join(*parts[: i - 1]), adapter, here, [unwrapped(path, modules), here], "")
             if here not in everything:
                 continue
             rest = ".".join(after)

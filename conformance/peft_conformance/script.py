@@ -22,6 +22,7 @@ from peft_conformance.damage import DAMAGES
 from peft_conformance.driver import CLASS_ARGUMENTS, CONFIG_ARGUMENTS, ENTITY_ARGUMENTS, LAYER_CLASSES, NOISE
 from peft_conformance.implementations import Implementation
 from peft_conformance.language import find_specs_dir, read_yaml
+from peft_conformance.roles import AUX
 from peft_conformance.script_checks import CHECKS, IS_ADAPTED, OF_TENSOR, frame_before
 
 PARTS = {
@@ -326,7 +327,10 @@ class Script:
             self.add(f"tensor.data.copy_({new})")
 
     def _write(self, body: Body) -> None:
-        self.add(f"{self.var(body['of'])}.{body['path']} = {body['value']!r}")
+        value = body["value"]
+        is_folder = isinstance(value, str) and self.kinds.get(value) == "folder"
+        text = f"str({self.var(value)})" if is_folder else repr(value)
+        self.add(f"{self.var(body['of'])}.{body['path']} = {text}")
 
     def _set_mode(self, body: Body) -> None:
         self.add(f"{self.var(body['of'])}.train({body['training']})")
@@ -420,13 +424,13 @@ class Script:
         """The condition that a tensor's name `n` in an entity of this kind belongs to a role, and to an
         adapter.
         """
-        slots = "|".join(self.slots())
+        slots, aux = "|".join(self.slots()), "|".join(AUX)
         if role not in (None, "adapter", "base", "aux"):
             slots = "|".join(self.slots(role)) or "(?!)"  # a card may have no tensor of the role
         if role == "base" or (role is None and adapter is None):
-            slots += "|modules_to_save" if of == "model" else ""
+            slots += f"|{aux}" if of == "model" else ""
             return f"not re.search(r'(^|\\.)({slots})(\\.|$)', n)" if role else "True"
-        slots = "modules_to_save" if role == "aux" else slots if role else f"{slots}|modules_to_save"
+        slots = aux if role == "aux" else slots if role else f"{slots}|{aux}"
         # A key of a state dict names no adapter.
         whose = f"({re.escape(adapter)}|weight|bias|$)" if adapter else ""
         return f"re.search(r'(^|\\.)({slots})(\\.|$){whose}', n)"

@@ -148,9 +148,11 @@ class Injection:
         )
         self._correct_fan_in_fan_out()
 
-        self._plan_layers(self.layers, adapt_with, lambda name, layer: layer.create(self.settled, name))
+        taken = {*self.layers, *parameters}
+        free = {name: module for name, module in candidates.items() if name not in taken}
+        self._plan_tokens(select_tokens(config, model, modules), free, ties)
         self._plan_parameters(parameters, candidates, tuner_cls.parameter_layer_cls)
-        self._plan_tokens(select_tokens(config, model, modules), candidates, ties)
+        self._plan_layers(self.layers, adapt_with, lambda name, layer: layer.create(self.settled, name))
         self._plan_copies(saved, save_with)
 
     def _check_bias(self) -> None:
@@ -252,11 +254,8 @@ class Injection:
                 full_name = f"{name}.{layer.parameter_name}"
                 self.contents[layer] = self._create(layer, partial(layer.create, self.config, full_name))
 
-    def _plan_tokens(
-        self, indices: dict[str, list[int]], modules: Mapping[str, nn.Module], ties: Ties
-    ) -> None:
+    def _plan_tokens(self, indices: dict[str, list[int]], free: Mapping[str, nn.Module], ties: Ties) -> None:
         """Trained rows for the modules whose tokens are named, and for those that follow them."""
-        free = {name: module for name, module in modules.items() if name not in self.placed}
         if taken := [name for name in indices if name not in free]:
             raise ValueError(f"{taken} cannot have trainable tokens: adapted or trained whole already.")
         leaders = ties.follow_tokens(indices, free)
@@ -311,8 +310,8 @@ class Injection:
             if not any(isinstance(holder, BaseTunerLayer) for holder in found):  # the first adapter
                 for parameter in self.model.parameters():
                     self._set_requires_grad(parameter, False)
-            for name, module in self.placed.items():
-                self._place(name, module)
+            for name in sorted(self.placed, key=lambda name: -name.count(".")):  # inner ones first
+                self._place(name, self.placed[name])
             for holder, contents in self.contents.items():
                 self._replace(holder, contents)
             for weight, values in self.weights.items():
