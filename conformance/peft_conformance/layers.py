@@ -22,7 +22,9 @@ class Affine(torch.nn.Module):
 
 
 class Experts(torch.nn.Module):
-    """The mean of several two-layer perceptrons, whose weights are stacked: (experts, width, inner) and back."""
+    """The mean of several two-layer perceptrons, whose weights are stacked: (experts, width, inner), and
+    back.
+    """
 
     def __init__(self, experts: int, width: int, inner: int) -> None:
         super().__init__()
@@ -30,7 +32,7 @@ class Experts(torch.nn.Module):
         self.down = torch.nn.Parameter(torch.randn(experts, inner, width) / inner**0.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(rows, width) to (rows, width); ValueError for rows without end, so that a call can fail half-way."""
+        """(rows, width) to (rows, width); ValueError for NaN, so that a call can fail half-way."""
         inside = torch.tanh(torch.einsum("rw,ewi->eri", x, self.up))
         if not bool(inside.isfinite().all()):
             raise ValueError("not finite")

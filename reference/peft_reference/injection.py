@@ -244,7 +244,7 @@ class Injection:
             if name in self.layers or (isinstance(modules[name], BaseTunerLayer) and name not in held):
                 raise ValueError(f"'{name}' is adapted whole: target_parameters cannot name a part of it.")
             for key in keys:
-                layer_cls.check_parameter(self.config, base_module(modules[name]), f"{name}.{key}")
+                layer_cls.check_parameter(self.settled, base_module(modules[name]), f"{name}.{key}")
         for name, keys in parameters.items():
             outer: Any = modules[name]
             for key in keys if name not in held else ():
@@ -252,7 +252,7 @@ class Injection:
             self.placed[name] = outer
             for layer in outer.nested():
                 full_name = f"{name}.{layer.parameter_name}"
-                self.contents[layer] = self._create(layer, partial(layer.create, self.config, full_name))
+                self.contents[layer] = self._create(layer, partial(layer.create, self.settled, full_name))
 
     def _plan_tokens(self, indices: dict[str, list[int]], free: Mapping[str, nn.Module], ties: Ties) -> None:
         """Trained rows for the modules whose tokens are named, and for those that follow them."""
