@@ -1,6 +1,6 @@
 """All fakes, by name."""
 
-from . import activating, broad, computing, injecting, models, saving, state_dicts, unloading, wrapping
+from . import activating, broad, computing, injecting, models, saving, state_dicts, tasks, unloading, wrapping
 from .fake import FAKES, Fake
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "models",
     "saving",
     "state_dicts",
+    "tasks",
     "unloading",
     "wrapping",
 ]

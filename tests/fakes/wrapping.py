@@ -28,7 +28,7 @@ def returns_no_wrapper(patch: Patches) -> None:
 
 @fake(
     "get_peft_model returns a task class for every model.",
-    caught_by=["get_peft_model.returns-wrapper:plain-peft-model"],
+    caught_by=["get_peft_model.returns-wrapper:plain-peft-model", "client.generate-without-task:plain"],
 )
 def returns_a_subclass(patch: Patches) -> None:
     class PeftModelForCausalLM(PeftModel):
@@ -43,7 +43,11 @@ def returns_a_subclass(patch: Patches) -> None:
 
 @fake(
     "The wrapper is a plain object that forwards attributes, no torch module and no PeftModel.",
-    caught_by=["get_peft_model.returns-wrapper:is-module", "get_peft_model.returns-wrapper:plain-peft-model"],
+    caught_by=[
+        "get_peft_model.returns-wrapper:is-module",
+        "get_peft_model.returns-wrapper:plain-peft-model",
+        "task.routing:is-peft-model",
+    ],
 )
 def returns_a_proxy(patch: Patches) -> None:
     class Proxy:
