@@ -16,6 +16,7 @@ from .config import PeftConfig, PromptLearningConfig, get_peft_config
 from .errors import NoMatchingPeftModuleError, PeftError, PeftWarning, UnsupportedOptionError
 from .injection import inject_adapter_in_model
 from .kbit import prepare_model_for_kbit_training
+from .methods.adalora import AdaLoraConfig, AdaLoraModel
 from .methods.ia3 import IA3Config, IA3Model
 from .methods.loha import LoHaConfig, LoHaModel
 from .methods.lokr import LoKrConfig, LoKrModel
@@ -52,6 +53,8 @@ __all__ = [
     "MODEL_TYPE_TO_PEFT_MODEL_MAPPING",
     "PEFT_TYPE_TO_CONFIG_MAPPING",
     "PEFT_TYPE_TO_TUNER_MAPPING",
+    "AdaLoraConfig",
+    "AdaLoraModel",
     "AdaptionPromptConfig",
     "AutoPeftModel",
     "AutoPeftModelForCausalLM",

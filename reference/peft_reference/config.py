@@ -39,6 +39,7 @@ class PeftConfig:
     inference_mode: bool = False  # nothing trains
 
     _not_saved: ClassVar[frozenset[str]] = frozenset()
+    _patterns: ClassVar[tuple[str, ...]] = ("rank_pattern", "alpha_pattern")  # fields by patterns for names
 
     def __post_init__(self) -> None:
         if self.task_type is not None and self.task_type not in list(TaskType):

@@ -70,7 +70,7 @@ def pattern_value(patterns: dict[str, T] | None, name: str, default: T) -> T:
 
 def warn_unmatched_patterns(config: Any, targets: list[str]) -> None:
     """RuntimeWarning for pattern keys that mean none of the adapted modules."""
-    for field in ("rank_pattern", "alpha_pattern"):
+    for field in config._patterns:
         patterns = getattr(config, field, None) or {}
         unmatched = [key for key in patterns if not any(pattern_matches(key, name) for name in targets)]
         if unmatched:

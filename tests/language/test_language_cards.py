@@ -35,9 +35,9 @@ def test_cards_list_the_fields_of_the_config_in_order(suite: Suite) -> None:
 
 def test_cards_state_the_defaults_of_the_config(suite: Suite) -> None:
     for card, cls in config_classes(suite):
-        config = cls()
+        config = cls(**card["use"])  # a field may have to be given
         for name, entry in card["fields"].items():
-            if "default" in entry:
+            if "default" in entry and name not in card["use"]:
                 value = getattr(config, name)
                 assert getattr(value, "value", value) == entry["default"], name
 
@@ -143,6 +143,5 @@ def test_a_card_that_is_complete_joins_the_laws_on_its_own_layers(tmp_path: Path
     expansion = expand(load_suite(specs), api_level="0.21.2", clauses=["law.forward"])
     layers = {case.axes["layer"] for case in expansion.cases if case.axes["method"] == "loha"}
     assert layers == {"one-linear", "one-linear-biasless", "one-conv1d", "one-conv2d"}
-    assert {s.reason for s in expansion.skipped} == {
-        f"loha does not adapt {kind}" for kind in ("Conv1D", "Embedding", "Conv3d")
-    }
+    skipped = {s.reason for s in expansion.skipped if s.case.axes["method"] == "loha"}
+    assert skipped == {f"loha does not adapt {kind}" for kind in ("Conv1D", "Embedding", "Conv3d")}

@@ -103,6 +103,10 @@ class Net(nn.Module):
 
 # Every method of the reference besides LoRA, with options worth a file of their own: one line each.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "adalora": (
+        "AdaLoraConfig",
+        {"target_modules": r"conv|lin.", "total_step": 9, "init_r": 4, "target_r": 2},
+    ),
     "ia3": ("IA3Config", {"target_modules": ["conv", "lin0"], "feedforward_modules": []}),
     "ia3 feed-forward": (
         "IA3Config",
@@ -120,6 +124,9 @@ def adapted(implementation: Any, method: str, dtype: torch.dtype) -> Any:
     config_class, options = METHODS[method]
     config = getattr(implementation, config_class)(**options)
     model = implementation.get_peft_model(build(Net).to(dtype), config)
+    for name, parameter in model.named_parameters():
+        if "ranknum" in name:  # bookkeeping, which upstream trains where the base is not float32
+            parameter.requires_grad_(False)
     perturb(model)
     return model
 

@@ -54,3 +54,15 @@ _IA3_OTHER: dict[str, tuple[str, ...]] = {
     "t5": ("k", "v"),
 }
 IA3 = {name: (*other, *IA3_FEEDFORWARD[name]) for name, other in _IA3_OTHER.items()}
+
+ADALORA: dict[str, tuple[str, ...] | str] = {
+    **dict.fromkeys(("gptj", "gpt_neo", "llama", "llama4", "gemma", "gemma2", "gemma3_text"), QV),
+    **dict.fromkeys(("qwen2", "qwen3"), QV),
+    **dict.fromkeys(("bart", "opt"), ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")),
+    **{name: ATTENTION[name] for name in ("gpt2", "gpt_bigcode", "bloom", "gpt_neox", "bert")},
+    **{name: ATTENTION[name] for name in ("deberta", "gemma4", "nemotron_h")},
+    "deberta-v2": ("query_proj", "key_proj", "value_proj", "dense"),
+    "mt5": ("q", "k", "v", "o", "wi_0", "wi_1", "wo"),
+    "roberta": ("query", "key", "value", "dense"),
+    "t5": ("q", "k", "v", "o", "wi", "wo"),
+}
