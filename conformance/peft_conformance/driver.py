@@ -264,7 +264,8 @@ class _Run:
                     target = target.base_model
                 result = getattr(target, self.subject.names.get(name, method))(**arguments)
             made = receiver.made
-            if folder := step.get("args", {}).get("save_directory"):  # what it holds descends from the model
+            folder = step.get("args", {}).get("save_directory")
+            if isinstance(folder, str):  # what it holds descends from the model
                 self.entities[folder] = replace(self.entity(folder), made=made)
         else:
             function, _ = self.subject.find(self.program["operations"][name]["path"])
@@ -279,6 +280,8 @@ class _Run:
             self.entities[step["as"]] = Entity(result, kind, made)
 
     def _argument(self, key: str, value: Any) -> Any:
+        if isinstance(value, dict) and set(value) == {"inside"}:
+            return str(self.entity(value["inside"]).value / "adapter")
         if key in CONFIG_ARGUMENTS:
             return self._config(value["config"]) if isinstance(value, dict) else self.entity(value).value
         if key in ENTITY_ARGUMENTS:
@@ -286,8 +289,6 @@ class _Run:
             return str(entity.value) if entity.kind == "folder" else entity.value
         if key in CLASS_ARGUMENTS:
             return self.subject.find(value)[0]
-        if key == "adapter_name" and isinstance(value, dict):
-            return str(self.entity(value["inside"]).value / "adapter")
         if key == "layer_cls":
             return self.subject.find(LAYER_CLASSES[value])[0]
         return copy.deepcopy(value)

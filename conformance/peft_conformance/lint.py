@@ -418,7 +418,7 @@ class _ClauseLint:
                 self.in_range(self.suite.errors[options["raises"]].get("api", ">=0"), options["raises"], line)
         for config in configs(step):
             self.config(config)
-        models, kind, values = frozenset[str](), MAKES.get(word, ""), False
+        models, kind, values, stored = frozenset[str](), MAKES.get(word, ""), False, False
         if word == "call":
             models, kind = self.call(step)
         elif isinstance(step[word], dict):
@@ -446,12 +446,14 @@ class _ClauseLint:
                         inputs = self.suite.models[model]["inputs"]
                         self.known("input", name, inputs, body.lines["input"], of=model)
             values = bool(body.get("values"))
+            stored = word == "make_folder" and "model" in body  # the model's name leads to it
         made, label = self.makes(step), step_label(step)
         if made in self.entities:
             self.error(step.line, f"entity {made!r} is made twice, first on line {self.entities[made].line}")
         elif made:
             attempt = not given and word in ("forward", "generate", "read", "look_up")
             captured = word == "capture"
+            attempt = attempt or stored
             self.entities[made] = _Entity(kind, step.line, given, captured, models, values, attempt=attempt)
         if label in self.labels and label != made:
             self.error(step.line, f"label {label!r} is given twice")

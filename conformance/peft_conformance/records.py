@@ -87,7 +87,11 @@ def signature(function: Callable[..., Any]) -> list[Record]:
     """The parameters of a function or constructor: name, kind, required, and the default if there is one."""
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     found = []
-    for p in inspect.signature(function).parameters.values():
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # of a class of the interpreter's own kind, as exceptions are
+        return []
+    for p in parameters.values():
         required = p.default is p.empty and p.kind not in variable
         record = {"name": p.name, "kind": p.kind.name.lower().replace("_", "-"), "required": required}
         found.append(record if p.default is p.empty else record | {"default": plain(p.default)})

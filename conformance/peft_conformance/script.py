@@ -403,17 +403,17 @@ class Script:
             self.kinds[step["as"]] = self.program["operations"][name].get("result", "value")
             if entity in self.made:
                 self.made[step["as"]] = self.made[entity]
-        if (folder := step.get("args", {}).get("save_directory")) and entity in self.made:
+        if isinstance(folder := args.get("save_directory"), str) and entity in self.made:
             self.made[folder] = self.made[entity]
         self.add(text)
 
     def _argument(self, key: str, value: Any) -> str:
+        if isinstance(value, dict) and set(value) == {"inside"}:
+            return f"str({self.var(value['inside'])} / 'adapter')"
         if key in CONFIG_ARGUMENTS:
             return self._config(value["config"]) if isinstance(value, dict) else self.var(value)
         if key in ENTITY_ARGUMENTS:
             return f"str({self.var(value)})" if self.kinds.get(value) == "folder" else self.var(value)
-        if key == "adapter_name" and isinstance(value, dict):
-            return f"str({self.var(value['inside'])} / 'adapter')"
         if key in CLASS_ARGUMENTS:
             return self.public(value)
         return self.public(LAYER_CLASSES[value]) if key == "layer_cls" else repr(value)

@@ -492,11 +492,13 @@ def get_peft_model(
         warnings.warn(
             "This model is modified for the second time. To start over with another config, call `.unload()` "
             "on its PeftModel.",
+            PeftWarning,
             stacklevel=2,
         )
     if getattr(model, "peft_config", None):
         warnings.warn(
             "The model has a `peft_config` already and will hold several adapters.",
+            PeftWarning,
             stacklevel=2,
         )
     old_name, new_name = peft_config.base_model_name_or_path, saving.base_model_name(model)
@@ -508,11 +510,13 @@ def get_peft_model(
     if old_name is not None and old_name != new_name:
         warnings.warn(
             f"The config names the base model '{old_name}', and this one is '{new_name}', which is recorded.",
+            PeftWarning,
             stacklevel=2,
         )
     if revision is not None and peft_config.revision not in (None, revision):
         warnings.warn(
             f"The config's revision {peft_config.revision} is replaced by {revision}.",
+            PeftWarning,
             stacklevel=2,
         )
     peft_model = wrapper_cls(
