@@ -48,6 +48,7 @@ ENTITY_ARGUMENTS = frozenset(
         "model_id",
         "save_directory",
         "pretrained_model_name_or_path",
+        "path_initial_model_for_weight_conversion",
     ]
 )
 CONFIG_ARGUMENTS = frozenset(["peft_config", "config"])

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from peft_conformance.script_parts import low_rank, minor_space, one, rms, transpose
+
 Value = Any  # a float64 tensor or a number
 
 
@@ -55,10 +57,6 @@ def _skew(entries: Tensor, n: int) -> Tensor:
     return upper - upper.mT
 
 
-def _eye(matrices: Tensor) -> Tensor:
-    return torch.eye(matrices.shape[-1], dtype=matrices.dtype)
-
-
 def _scatter(rows: int, columns: int, at: Tensor, values: Tensor) -> Tensor:
     flat = torch.zeros(rows * columns, dtype=torch.float64)
     row, column = at.long()
@@ -68,12 +66,16 @@ def _scatter(rows: int, columns: int, at: Tensor, values: Tensor) -> Tensor:
 FUNCTIONS: dict[str, Callable[..., Value]] = {
     "sqrt": _sqrt,
     "kron": torch.kron,
-    "transpose": lambda x: x.mT,  # swaps the last two dimensions
+    "transpose": transpose,  # swaps the last two dimensions
     "diag": torch.diag,
     "repeat": lambda x, n: x.repeat_interleave(n, -1),  # each entry n times, side by side
     "norm": lambda x: x.norm(dim=-1),  # of each row
     "skew": _skew,
-    "cayley": lambda q: (_eye(q) - q) @ torch.linalg.inv(_eye(q) + q),
+    "cayley": lambda q: (one(q) - q) @ torch.linalg.inv(one(q) + q),
+    "low_rank": low_rank,  # of a matrix, the closest one of rank r
+    "minor_space": minor_space,  # the projection onto the r last left singular vectors
+    "one": one,  # the identity of a square matrix's size
+    "rms": rms,  # of all entries
     "block_diag": lambda x: torch.block_diag(*x),  # a stack of matrices -> one matrix
     "scatter": _scatter,  # a rows × columns matrix, zero but for `values` at the index pairs `at` (2, n)
 }
@@ -256,6 +258,25 @@ def _chosen(
 
 def _holds(when: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
     return all(fields.get(name) == value for name, value in when.items())
+
+
+def relation(
+    sides: Sequence[str], layer: str, weight: Tensor, before: Tensor | None, adapter: Adapter
+) -> list[Tensor]:
+    """The values of formulas about one adapter on a layer: W is its weight now, W0 the one it had `before`.
+
+    Raises as `effective`.
+    """
+    if layer not in LAYERS:
+        raise FormulaError(f"no oracle for layers of type {layer}; there are {', '.join(LAYERS)}")
+    stored = {"W": weight} if before is None else {"W": weight, "W0": before}
+    known: dict[str, Any] = {
+        name: tensor.double().mT if LAYERS[layer].transposed else tensor.double().flatten(1)
+        for name, tensor in stored.items()
+    }
+    known |= {"out": known["W"].shape[0], "in": known["W"].shape[1]}
+    symbols = _symbols(adapter, layer, known, {})
+    return [torch.as_tensor(evaluate(side, symbols), dtype=torch.float64) for side in sides]
 
 
 def effective(

@@ -514,6 +514,26 @@ def _formula(scene: Scene, body: Body) -> Finding:
     )
 
 
+def _relation(scene: Scene, body: Body) -> Finding:
+    """An equation between the tensors of one adapter and of its layer, in float64."""
+    layer, _ = _declared_layer(scene, body["module"])
+    weight, _, (adapter,), used = _layer_state(scene, body["of"], body["module"], [body["adapter"]])
+    first = None
+    if "before" in body:
+        first, _, _, seen = _layer_state(scene, body["before"], body["module"], ())
+        used = [*used, *seen]
+    expected = f"{body['left']} = {body['right']}"
+    try:
+        left, right = formula.relation([body["left"], body["right"]], layer, weight, first, adapter)
+    except formula.Misfit as misfit:
+        return Finding(False, expected, "tensors that do not fit the equation", str(misfit))
+    except formula.FormulaError as error:
+        raise Unjudgeable(f"{OURS}{error}") from None
+    limits = _tolerance(scene, body.get("tolerance", "forward"), used) or (0.0, 0.0)
+    how, detail = _compare(left, right, limits)
+    return Finding(how == "close", expected, expected if how == "close" else how, detail)
+
+
 def _declared_layer(scene: Scene, module: str) -> tuple[str, Mapping[str, Any]]:
     """Class and arguments of the one layer that the case's model declares at this path."""
     chains = [model.get("chain", ()) for model in scene.case.program["models"].values()]
@@ -707,6 +727,7 @@ WORDS: dict[str, Callable[[Scene, Body], Finding]] = {
     "close": _close,
     "differ": _differ,
     "formula": _formula,
+    "relation": _relation,
     "signature": _signature,
     "warns": partial(_warning, wanted=True),
     "silent": partial(_warning, wanted=False),

@@ -64,6 +64,7 @@ ARGUMENTS = {  # parameter of an operation -> kind of entity that it takes
     "peft_model_state_dict": "state_dict",
     "model_id": "folder",
     "save_directory": "folder",
+    "path_initial_model_for_weight_conversion": "folder",
     "pretrained_model_name_or_path": "folder",
 }
 OF_COMPLETE = ("fields", "layers", "tensors", "weight", "active_together", "identity_at_init", "mergeable")
@@ -80,6 +81,7 @@ CHECKS: dict[str, dict[str, tuple[str, ...]]] = {  # check -> key -> kinds of en
     "close": {"left": TABLES, "right": TABLES},
     "differ": {"left": TABLES, "right": TABLES},
     "formula": {"of": ("model",), "output": ("tensor",)},
+    "relation": {"of": ("model",), "before": ("model",)},
     "signature": {"of": ("callable",)},
     "snapshot": {"of": ("callable", "model", "state_dict")},
 }
@@ -536,6 +538,12 @@ class _ClauseLint:
             self.axes({"id": check.id, check.word: check.body})
             self.check(check)
 
+    def formula(self, text: str, line: int) -> None:
+        try:
+            parse(text)
+        except FormulaError as error:
+            self.error(line, str(error))
+
     def check(self, check: Check) -> None:
         body, line = check.body, check.line
         for name in body if isinstance(body, list) else ():
@@ -546,8 +554,11 @@ class _ClauseLint:
             if key in body:
                 wanted = (VIEWS[body["view"]],) if check.word == "snapshot" else kinds
                 used = self.use(body[key], wanted, line)
-                if used and (check.word, key) == ("formula", "of") and not used.values:
+                computes = (check.word, key) == ("formula", "of") or check.word == "relation"
+                if used and computes and not used.values:
                     self.error(line, f"a formula needs {body[key]!r} to be a capture with `values: true`")
+        for side in (body["left"], body["right"]) if check.word == "relation" else ():
+            self.formula(side, line)
         if "tolerance" in body:
             self.known("tolerance", body["tolerance"], self.suite.tolerances, line)
         if check.word == "raised" and "error" in body:

@@ -32,6 +32,7 @@ MODULES = ["contextlib", "copy", "dataclasses", "enum", "inspect", "io", "json",
 MODULES += ["tempfile", "warnings"]
 OURS = {  # variables of the script's own, which no entity may be called: in every script, and by check word
     "": "F Path SLOTS error fields generator n name p peft tensor torch",
+    "relation": "W W0 config left right tensors x",
     "frame": "after before names now was",
     "formula": "W W0 b b0 bias config expected merged tensors weight x",
     "signature": "parameters",
@@ -473,7 +474,7 @@ class Script:
             self.add(f"{name}_keys = {self.keys_of(entity)}")
         else:  # close, differ, formula
             self.add(f"{name}_values = {self.chosen({}, entity, 'p.detach().clone()', self.short({}))}")
-            if self.check.word == "formula":
+            if self.check.word in ("formula", "relation"):
                 configs = f"getattr({source}, 'peft_config', {{}})"
                 self.add(f"{name}_config = {{k: copy.copy(c) for k, c in {configs}.items()}}")
 

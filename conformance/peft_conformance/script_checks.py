@@ -322,6 +322,27 @@ def _chosen(choices: list[dict[str, Any]]) -> str:
     return text.removesuffix(" else ")
 
 
+def _relation(script: Script, body: Body) -> None:
+    path = body["module"].removeprefix("base_model.model.")
+    links = [link for model in script.program["models"].values() for link in model.get("chain", ())]
+    kind = next(link[1] for link in links if link[0] == path)
+    canonical = "mT" if formula.LAYERS[kind].transposed else "flatten(1)"
+    for entity in filter(None, (body.get("before"), body["of"])):
+        script.remember(entity)
+    state = script.var(body["of"])
+    script.add(f"tensors = {{n: p.double() for n, p in {state}_values.items()}}")
+    script.add(f"W = tensors['{path}.weight'].{canonical}")
+    if "before" in body:
+        script.add(f"W0 = {script.var(body['before'])}_values['{path}.weight'].double().{canonical}")
+    script.add(f"config = {state}_config[{body['adapter']!r}]")
+    (card,) = script.cards()
+    wanted = set[str]().union(*(formula.parse(body[side])[1] for side in ("left", "right")))
+    _symbols(script, wanted - {"W", "W0"}, body["adapter"], kind, card, path)
+    left, right = _python(body["left"]), _python(body["right"])
+    script.add(f"left, right = (torch.as_tensor(x, dtype=torch.float64) for x in ({left}, {right}))")
+    script.add(f"torch.testing.assert_close(left, right, {_tolerance(script, body)})")
+
+
 def _symbols(script: Script, wanted: set[str], adapter: str, kind: str, card: Any, path: str) -> None:
     """Lines that give the symbols of a formula their values."""
     overrides = script.body.get("with", {})
@@ -515,6 +536,7 @@ CHECKS: dict[str, Callable[[Script, Any], None]] = {
     "close": _close,
     "differ": _differ,
     "formula": _formula,
+    "relation": _relation,
     "signature": _signature,
     "snapshot": _snapshot,
     "warns": _warns,

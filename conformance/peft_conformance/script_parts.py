@@ -17,6 +17,28 @@ import torch
 SLOTS: tuple[str, ...] = ()
 
 
+def low_rank(matrix: torch.Tensor, r: int) -> torch.Tensor:
+    """The closest matrix of rank r: the r largest singular values and their vectors."""
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    return (u[:, :r] * s[:r]) @ v[:r]
+
+
+def minor_space(matrix: torch.Tensor, r: int) -> torch.Tensor:
+    """The projection (out, out) onto the left singular vectors of the r smallest singular values."""
+    u = torch.linalg.svd(matrix, full_matrices=False)[0][:, -r:]
+    return u @ u.mT
+
+
+def one(matrix: torch.Tensor) -> torch.Tensor:
+    """The identity of a square matrix's size."""
+    return torch.eye(matrix.shape[-1], dtype=matrix.dtype)
+
+
+def rms(matrix: torch.Tensor) -> torch.Tensor:
+    """The root of the mean square of all entries."""
+    return matrix.square().mean().sqrt()
+
+
 def plain(x: Any) -> Any:
     """Enums, dtypes, sets and tuples as strings and lists."""
     if isinstance(x, enum.Enum):

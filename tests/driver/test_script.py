@@ -97,6 +97,18 @@ SITUATIONS: dict[str, tuple[Any, list[Step], list[Step]]] = {
         ],
         [make()],
     ),
+    "relation": (
+        {
+            "of": "state",
+            "before": "first",
+            "module": "layer",
+            "adapter": "default",
+            "left": "W + s * (B @ A)",
+            "right": "transpose(transpose(W0))",
+        },
+        [inject(), {"capture": {"id": "state", "of": "m", "values": True}}],
+        [make(), {"capture": {"id": "first", "of": "m", "values": True}}],
+    ),
     "signature": (
         {
             "of": "function",

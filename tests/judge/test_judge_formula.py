@@ -41,6 +41,10 @@ SYMBOLS |= {"A": A, "B": B, "W": W, "s": 0.5, "r": 2, "in": 1, "v": torch.tensor
         ("norm(B @ A * 2)", [math.sqrt(20), 0.0, math.sqrt(20)]),
         ("skew(v, 3)", [[0.0, 1.0, 2.0], [-1.0, 0.0, 3.0], [-2.0, -3.0, 0.0]]),
         ("cayley(skew(v[:1], r))", [[0.0, -1.0], [1.0, 0.0]]),  # (I - Q)(I + Q)⁻¹ of Q = [[0, 1], [-1, 0]]
+        ("low_rank(diag(v), 1)", [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 3.0]]),
+        ("minor_space(diag(v), 2)", [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]),
+        ("one(B @ A[:, :1])", [[1.0]]),
+        ("rms(v[:, None] * 0 + 2)", 2.0),
         ("block_diag(M)", [[1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 3.0, 4.0]]),
         ("scatter(r, 3, at, v)", [[0.0, 2.0, 0.0], [0.0, 0.0, 4.0]]),  # 1 and 3 fall on the same place
     ],
@@ -361,3 +365,15 @@ def test_a_formula_may_name_the_base_whatever_others_have_made_of_it() -> None:
     weight = torch.tensor([[0.0, 4.0]])
     both = effective("Linear", weight, None, [Adapter(name, card, {}, {}) for name in "ab"], {})[0]
     assert both.tolist() == [[0.0, 0.25]]  # divided by the length of the base, twice
+
+
+def test_a_relation_holds_between_a_layer_s_tensors_or_says_how_far_it_is() -> None:
+    body = {"of": "m", "before": "merged", "module": "layer", "adapter": "default"}
+    holds = {"left": "W + s * (B @ A)", "right": "W0"}
+    assert ask("relation", {**body, **holds}, scene(), models=CHAIN).verdict == "pass"
+    verdict = ask("relation", {**body, **holds}, scene(1e-2), models=CHAIN)
+    assert (verdict.verdict, verdict.observed) == ("fail", "not close")
+    assert "apart" in verdict.detail
+    misfit = ask("relation", {**body, "left": "A @ W", "right": "W0"}, scene(), models=CHAIN)
+    assert (misfit.verdict, misfit.observed) == ("fail", "tensors that do not fit the equation")
+    assert ask("relation", {**body, "left": "C", "right": "W0"}, scene(), models=CHAIN).verdict == "error"
