@@ -24,7 +24,9 @@ from .methods.lora import LoraConfig, LoraModel, LoraRuntimeConfig
 from .methods.lora_eva import get_eva_state_dict, initialize_lora_eva_weights
 from .methods.lora_ga import preprocess_loraga
 from .methods.lora_init import EvaConfig, LoftQConfig, LoraGAConfig
+from .methods.oft import OFTConfig, OFTModel
 from .methods.refused import AdaptionPromptConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+from .methods.shira import ShiraConfig, ShiraModel
 from .mixed import PeftMixedModel
 from .model import PeftModel, cast_mixed_precision_params, get_peft_model
 from .registry import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PeftType, TaskType
@@ -76,6 +78,8 @@ __all__ = [
     "LoraModel",
     "LoraRuntimeConfig",
     "NoMatchingPeftModuleError",
+    "OFTConfig",
+    "OFTModel",
     "PeftConfig",
     "PeftError",
     "PeftMixedModel",
@@ -92,6 +96,8 @@ __all__ = [
     "PromptEncoderConfig",
     "PromptLearningConfig",
     "PromptTuningConfig",
+    "ShiraConfig",
+    "ShiraModel",
     "TaskType",
     "UnsupportedOptionError",
     "cast_mixed_precision_params",

@@ -295,7 +295,7 @@ class Injection:
         for value in contents.values():
             if isinstance(value, nn.Module):
                 value.to(dtype=dtype).train(layer.training)
-            elif isinstance(value, Tensor) and dtype is not None:
+            elif isinstance(value, Tensor) and dtype is not None and value.is_floating_point():
                 value.data = value.data.to(dtype)
         return contents
 

@@ -11,7 +11,9 @@ from . import (
     lora_ga,
     lora_mha,
     lora_parameter,
+    oft,
     refused,
+    shira,
 )
 
 __all__ = [
@@ -25,5 +27,7 @@ __all__ = [
     "lora_ga",
     "lora_mha",
     "lora_parameter",
+    "oft",
     "refused",
+    "shira",
 ]
