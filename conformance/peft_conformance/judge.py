@@ -549,7 +549,9 @@ def _layer_state(
 ) -> tuple[torch.Tensor, torch.Tensor | None, list[formula.Adapter], list[Mapping[str, Any]]]:
     """Base weight and bias of a layer, the named adapters on it, and the records of all the tensors used."""
     path = module.removeprefix(ROOT)
-    here = [item for item in scene.tagged(entity) if item[1].module.removeprefix(ROOT) == path]
+    # where methods are mixed, one adapted layer is the base layer of another
+    below = re.compile(rf"{re.escape(path)}(\.base_layer)*")
+    here = [item for item in scene.tagged(entity) if below.fullmatch(item[1].module.removeprefix(ROOT))]
     base = {tag.tensor: tensor for tensor, tag in here if tag.role == "base"}
     if "weight" not in base:
         raise Unjudgeable(f"{entity} has no base weight at {module!r}")

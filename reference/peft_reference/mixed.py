@@ -72,6 +72,11 @@ class PeftMixedModel(AdaptedModel):
         return MixedModel
 
     @property
+    def config(self) -> Any:
+        """The base model's config, or a placeholder for a model that has none."""
+        return getattr(self.get_base_model(), "config", {"model_type": "custom"})
+
+    @property
     def active_adapter(self) -> list[str]:
         """The names of the active adapters."""
         return self.active_adapters

@@ -1,6 +1,18 @@
 """All fakes, by name."""
 
-from . import activating, broad, computing, injecting, models, saving, state_dicts, tasks, unloading, wrapping
+from . import (
+    activating,
+    broad,
+    computing,
+    injecting,
+    mixing,
+    models,
+    saving,
+    state_dicts,
+    tasks,
+    unloading,
+    wrapping,
+)
 from .fake import FAKES, Fake
 
 __all__ = [
@@ -10,6 +22,7 @@ __all__ = [
     "broad",
     "computing",
     "injecting",
+    "mixing",
     "models",
     "saving",
     "state_dicts",
