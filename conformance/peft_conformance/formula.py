@@ -279,6 +279,15 @@ def relation(
     return [torch.as_tensor(evaluate(side, symbols), dtype=torch.float64) for side in sides]
 
 
+def scaled_factors(adapter: Adapter, layer: str, weight: Tensor) -> tuple[float, Tensor, Tensor]:
+    """Scaling, A and B of an adapter on a layer, kernels flattened, by the symbols s, A and B of its card."""
+    known = {"W": weight, "b": 0.0, "out": 0, "in": 0}
+    symbols = _symbols(adapter, layer, known, {})
+    if missing := {"s", "A", "B"} - symbols.keys():
+        raise FormulaError(f"card {adapter.card['method']}: no symbol {', '.join(sorted(missing))}")
+    return float(symbols["s"]), symbols["A"].double(), symbols["B"].double().flatten(1)
+
+
 def effective(
     layer: str,
     weight: Tensor,

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from peft_conformance import formula, plain
+from peft_conformance import formula, plain, script_parts
 from peft_conformance.cases import Case, Check, Plain, Verdict
 from peft_conformance.frame import violations
 from peft_conformance.language import Suite
@@ -534,6 +534,31 @@ def _relation(scene: Scene, body: Body) -> Finding:
     return Finding(how == "close", expected, expected if how == "close" else how, detail)
 
 
+def _combination(scene: Scene, body: Body) -> Finding:
+    """The combined adapter's delta is what the judge's own arithmetic makes of the others'."""
+    layer, _ = _declared_layer(scene, body["module"])
+    names = [*dict.fromkeys(body["adapters"]), body["adapter"]]
+    weight, _, adapters, used = _layer_state(scene, body["of"], body["module"], names)
+    expected = f"{body['kind']} of {', '.join(body['adapters'])}"
+    try:
+        by_name = {adapter.name: formula.scaled_factors(adapter, layer, weight) for adapter in adapters}
+    except formula.Misfit as misfit:
+        return Finding(False, expected, "tensors that do not fit the formula", str(misfit))
+    parts, (s, A, B) = [by_name[name] for name in body["adapters"]], by_name[body["adapter"]]
+    if misfits := [name for name, (_, a, b) in by_name.items() if b.shape[1] != a.shape[0]]:
+        return Finding(False, expected, f"factors that have no product: {', '.join(misfits)}")
+    weights, kind, density = body["weights"], body["kind"], body.get("density", 1.0)
+    sign = body.get("majority_sign_method", "total")
+    limits = _tolerance(scene, body.get("tolerance", "forward"), used) or (0.0, 0.0)
+    if kind.startswith("dare") and density < 1:
+        deltas = [scaling * b @ a for scaling, a, b in parts]
+        wrong = script_parts.not_dropped(s * B @ A, deltas, weights, kind, density, sign, *limits)
+        return Finding(not wrong, expected, wrong or expected)
+    wanted = script_parts.combined(parts, weights, kind, density, sign, body.get("rank", 0))
+    how, detail = _compare(s * B @ A, wanted, limits)
+    return Finding(how == "close", expected, expected if how == "close" else how, detail)
+
+
 def _declared_layer(scene: Scene, module: str) -> tuple[str, Mapping[str, Any]]:
     """Class and arguments of the one layer that the case's model declares at this path."""
     chains = [model.get("chain", ()) for model in scene.case.program["models"].values()]
@@ -730,6 +755,7 @@ WORDS: dict[str, Callable[[Scene, Body], Finding]] = {
     "differ": _differ,
     "formula": _formula,
     "relation": _relation,
+    "combination": _combination,
     "signature": _signature,
     "warns": partial(_warning, wanted=True),
     "silent": partial(_warning, wanted=False),

@@ -82,6 +82,7 @@ CHECKS: dict[str, dict[str, tuple[str, ...]]] = {  # check -> key -> kinds of en
     "differ": {"left": TABLES, "right": TABLES},
     "formula": {"of": ("model",), "output": ("tensor",)},
     "relation": {"of": ("model",), "before": ("model",)},
+    "combination": {"of": ("model",)},
     "signature": {"of": ("callable",)},
     "snapshot": {"of": ("callable", "model", "state_dict")},
 }
@@ -554,9 +555,11 @@ class _ClauseLint:
             if key in body:
                 wanted = (VIEWS[body["view"]],) if check.word == "snapshot" else kinds
                 used = self.use(body[key], wanted, line)
-                computes = (check.word, key) == ("formula", "of") or check.word == "relation"
-                if used and computes and not used.values:
-                    self.error(line, f"a formula needs {body[key]!r} to be a capture with `values: true`")
+                reads = check.word in ("formula", "combination") and key == "of"
+                if used and (reads or check.word == "relation") and not used.values:
+                    self.error(
+                        line, f"a {check.word} needs {body[key]!r} to be a capture with `values: true`"
+                    )
         for side in (body["left"], body["right"]) if check.word == "relation" else ():
             self.formula(side, line)
         if "tolerance" in body:

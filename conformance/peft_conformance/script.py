@@ -35,6 +35,7 @@ OURS = {  # variables of the script's own, which no entity may be called: in eve
     "relation": "W W0 config left right tensors x",
     "frame": "after before names now was",
     "formula": "W W0 b b0 bias config expected merged tensors weight x",
+    "combination": "A B s config deltas parts tensors wanted wrong",
     "signature": "parameters",
     "snapshot": "lines",
     "keys": "keys",
@@ -474,7 +475,7 @@ class Script:
             self.add(f"{name}_keys = {self.keys_of(entity)}")
         else:  # close, differ, formula
             self.add(f"{name}_values = {self.chosen({}, entity, 'p.detach().clone()', self.short({}))}")
-            if self.check.word in ("formula", "relation"):
+            if self.check.word in ("formula", "relation", "combination"):
                 configs = f"getattr({source}, 'peft_config', {{}})"
                 self.add(f"{name}_config = {{k: copy.copy(c) for k, c in {configs}.items()}}")
 

@@ -343,6 +343,31 @@ def _relation(script: Script, body: Body) -> None:
     script.add(f"torch.testing.assert_close(left, right, {_tolerance(script, body)})")
 
 
+def _combination(script: Script, body: Body) -> None:
+    path = body["module"].removeprefix("base_model.model.")
+    links = [link for model in script.program["models"].values() for link in model.get("chain", ())]
+    kind = next(link[1] for link in links if link[0] == path)
+    script.remember(body["of"])
+    state = script.var(body["of"])
+    script.add(f"tensors = {{n: p.double() for n, p in {state}_values.items()}}\nparts = []")
+    (card,) = script.cards()
+    for adapter in [*body["adapters"], body["adapter"]]:
+        script.add(f"config = {state}_config[{adapter!r}]")
+        _symbols(script, {"A", "B", "s"}, adapter, kind, card, path)
+        script.add("parts.append((s, A, B.flatten(1)))")
+    density, sign = body.get("density", 1.0), body.get("majority_sign_method", "total")
+    script.add("*parts, (s, A, B) = parts")
+    arguments = f"{body['weights']!r}, {body['kind']!r}, {density!r}, {sign!r}"
+    if body["kind"].startswith("dare") and density < 1:
+        script.add("deltas = [s * b @ a for s, a, b in parts]")
+        script.add(
+            f"wrong = not_dropped(s * B @ A, deltas, {arguments}, 1e-5, 1e-5)\nassert not wrong, wrong"
+        )
+    else:
+        script.add(f"wanted = combined(parts, {arguments}, {body.get('rank', 0)!r})")
+        script.add(f"torch.testing.assert_close(s * B @ A, wanted, {_tolerance(script, body)})")
+
+
 def _symbols(script: Script, wanted: set[str], adapter: str, kind: str, card: Any, path: str) -> None:
     """Lines that give the symbols of a formula their values."""
     overrides = script.body.get("with", {})
@@ -537,6 +562,7 @@ CHECKS: dict[str, Callable[[Script, Any], None]] = {
     "differ": _differ,
     "formula": _formula,
     "relation": _relation,
+    "combination": _combination,
     "signature": _signature,
     "snapshot": _snapshot,
     "warns": _warns,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+import itertools
 import json
 from typing import Any
 
@@ -157,3 +158,58 @@ def transpose(x: torch.Tensor) -> torch.Tensor:
 def repeat(x: torch.Tensor, n: int) -> torch.Tensor:
     """Each entry n times, side by side."""
     return x.repeat_interleave(n, -1)
+
+
+def combined(
+    parts: Any, weights: Any, kind: str, density: float = 1.0, sign: str = "total", rank: int = 0
+) -> Any:
+    """The delta of a combination of low-rank adapters, given (scaling, A, B) and a weight for each."""
+    rule, of_deltas = kind.removesuffix("_svd"), kind.endswith("svd") or kind == "cat"
+    deltas = [s * B @ A for s, A, B in parts]
+    if of_deltas:
+        whole = entrywise("linear" if rule in ("svd", "cat") else rule, deltas, weights, density, sign)
+        if kind == "cat" or not rank:
+            return whole
+        U, S, V = torch.linalg.svd(whole, full_matrices=False)
+        return (U[:, :rank] * S[:rank]) @ V[:rank]
+    roots = [abs(w * s) ** 0.5 for w, (s, _, _) in zip(weights, parts, strict=True)]
+    signed = [root if w * s >= 0 else -root for w, root, (s, _, _) in zip(weights, roots, parts, strict=True)]
+    A = entrywise(rule, [A for _, A, _ in parts], signed, density, sign)
+    return entrywise(rule, [B for _, _, B in parts], roots, density, sign) @ A
+
+
+def entrywise(rule: str, tensors: Any, weights: Any, density: float, sign: str) -> Any:
+    """One tensor for several: their weighted sum, or what trimming and an election of signs leave of it."""
+    if rule in ("magnitude_prune", "ties"):  # keep the entries of the largest magnitude
+        ranks = [t.abs().flatten().argsort(descending=True).argsort().view(t.shape) for t in tensors]
+        tensors = [
+            torch.where(r < int(density * t.numel()), t, 0.0) for t, r in zip(tensors, ranks, strict=True)
+        ]
+    terms = [w * t for w, t in zip(weights, tensors, strict=True)]
+    if not rule.endswith("ties"):
+        return sum(terms)
+    votes = sum(t.sign() if sign == "frequency" else t for t in tensors)
+    positive = votes >= 0
+    agree = [torch.where(positive, t > 0, t < 0) for t in tensors]
+    count = torch.stack(agree).sum(0).clamp(min=1)
+    return sum(torch.where(a, t, 0.0) for a, t in zip(agree, terms, strict=True)) / count
+
+
+def not_dropped(
+    found: Any, tensors: Any, weights: Any, kind: str, density: float, sign: str, rtol: float, atol: float
+) -> str:
+    """How `found` is not what dropping entries of the tensors at random can leave; "" if it is."""
+    near = {}
+    for pattern in itertools.product((False, True), repeat=len(tensors)):
+        left = [t / density if keep else 0.0 * t for t, keep in zip(tensors, pattern, strict=True)]
+        outcome = entrywise("ties" if "ties" in kind else "linear", left, weights, 1.0, sign)
+        near[pattern] = torch.isclose(found, outcome, rtol=rtol, atol=atol)
+    if not torch.stack([*near.values()]).any(0).all():
+        return "entries that no dropping leaves"
+    for i in range(len(tensors)):
+        kept, dropped = (
+            torch.stack([near[k] for k in near if k[i] is keep]).any(0) for keep in (True, False)
+        )
+        if not (kept & ~dropped).any() or not (dropped & ~kept).any():
+            return "of one adapter all entries are kept, or all dropped"
+    return ""

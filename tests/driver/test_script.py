@@ -109,6 +109,27 @@ SITUATIONS: dict[str, tuple[Any, list[Step], list[Step]]] = {
         [inject(), {"capture": {"id": "state", "of": "m", "values": True}}],
         [make(), {"capture": {"id": "first", "of": "m", "values": True}}],
     ),
+    "combination": (
+        {
+            "of": "state",
+            "module": "layer",
+            "adapter": "sum",
+            "adapters": ["default"],
+            "weights": [0.5],
+            "kind": "cat",
+        },
+        [
+            wrap(),
+            {"perturb": {"of": "m", "seed": 3}},
+            {
+                "call": "LoraModel.add_weighted_adapter",
+                "on": "pm",
+                "args": {"adapters": ["default"], "weights": [0.5], "adapter_name": "sum"},
+            },
+            {"capture": {"id": "state", "of": "pm", "values": True}},
+        ],
+        [make()],
+    ),
     "signature": (
         {
             "of": "function",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from typing import Any
 
-from peft_reference import holder, injection, layer, model, wrappers
+from peft_reference import combining, holder, injection, layer, model, wrappers
+from peft_reference.methods import lora, lora_weighted
 
 from .activating import layers_of
 from .fake import Patches, fake
@@ -122,3 +125,241 @@ def mixed_batch_activates(patch: Patches) -> None:
             for tuner_layer in layers_of(self):
                 tuner_layer._active_adapter = [name, "__base__"]
         return y
+
+
+# Weighted combinations -----------------------------------------------------------------------------
+
+
+@fake(
+    "add_weighted_adapter ignores the weights.",
+    caught_by=[
+        "add_weighted_adapter.cat:weighted-sum",
+        "add_weighted_adapter.svd:exact",
+        "add_weighted_adapter.linear-one:negated-delta",
+        "add_weighted_adapter.products:delta",
+        "add_weighted_adapter.dropped-products:delta",
+    ],
+    points=[{}, {"density": 0.5}],
+)
+def combines_without_weights(patch: Patches) -> None:
+    @patch.replace(lora_weighted, "_fill")
+    def _fill(original: Any, tuner_layer: Any, contents: Any, inputs: Any, combination: Any) -> None:
+        original(tuner_layer, contents, [(name, 1.0) for name, _ in inputs], combination)
+
+
+@fake(
+    "Weights lose their sign.",
+    like="peft before 0.18",
+    caught_by=["add_weighted_adapter.cat:weighted-sum", "add_weighted_adapter.linear-one:negated-delta"],
+)
+def combines_with_positive_weights(patch: Patches) -> None:
+    @patch.replace(lora_weighted, "_fill")
+    def _fill(original: Any, tuner_layer: Any, contents: Any, inputs: Any, combination: Any) -> None:
+        original(tuner_layer, contents, [(name, abs(weight)) for name, weight in inputs], combination)
+
+
+@fake(
+    "cat and linear forget the scaling of the adapters.",
+    caught_by=[
+        "add_weighted_adapter.cat:weighted-sum",
+        "add_weighted_adapter.linear-one:same-delta",
+        "add_weighted_adapter.rank-stabilised:weighted-sum",
+    ],
+)
+def combines_without_scaling(patch: Patches) -> None:
+    @patch.replace(lora_weighted, "_fill")
+    def _fill(original: Any, tuner_layer: Any, *args: Any) -> None:
+        kept, tuner_layer.scaling = tuner_layer.scaling, dict.fromkeys(tuner_layer.scaling, 1.0)
+        original(tuner_layer, *args)
+        tuner_layer.scaling = kept
+
+
+@fake(
+    "The combined adapter keeps the rank-stabilised scaling of the first.",
+    like="peft 0.21.2",
+    caught_by=["add_weighted_adapter.rank-stabilised:weighted-sum"],
+)
+def combines_with_rank_stabilised_scaling(patch: Patches) -> None:
+    @patch.replace(lora_weighted, "_config")
+    def _config(original: Any, configs: Any, *args: Any) -> Any:
+        config = original(configs, *args)
+        config.use_rslora = configs[0].use_rslora
+        return config
+
+
+@fake(
+    "The sign that ties elects counts for nothing: all entries are averaged.",
+    caught_by=["add_weighted_adapter.products:delta", "add_weighted_adapter.dropped-products:delta"],
+    points=[{"kind": "ties_svd"}, {"kind": "dare_ties_svd"}],
+)
+def combines_without_sign_election(patch: Patches) -> None:
+    @patch.replace(combining, "elected_sign")
+    def elected_sign(original: Any, tensors: Any, method: str) -> Any:
+        return tensors.sign()
+
+
+@fake(
+    "The sign is always elected by total magnitude.",
+    caught_by=["add_weighted_adapter.products:delta"],
+    points=[{"kind": "ties_svd", "sign": "frequency"}],
+)
+def combines_by_total_magnitude(patch: Patches) -> None:
+    @patch.replace(combining, "elected_sign")
+    def elected_sign(original: Any, tensors: Any, method: str) -> Any:
+        return original(tensors, "total")
+
+
+@fake(
+    "Trimming keeps the smallest entries.",
+    caught_by=["add_weighted_adapter.products:delta"],
+    points=[{"kind": "magnitude_prune_svd", "density": 0.6}],
+)
+def trims_the_largest(patch: Patches) -> None:
+    @patch.replace(combining, "trim")
+    def trim(original: Any, tensor: Any, density: float) -> Any:
+        return tensor - original(tensor, 1 - density)
+
+
+@fake(
+    "What DARE keeps is not rescaled.",
+    caught_by=["add_weighted_adapter.dropped-products:delta"],
+    points=[{"density": 0.5}],
+)
+def drops_without_rescaling(patch: Patches) -> None:
+    @patch.replace(combining, "drop_and_rescale")
+    def drop_and_rescale(original: Any, tensor: Any, density: float) -> Any:
+        return original(tensor, density) * density
+
+
+@fake(
+    "DARE drops nothing.",
+    caught_by=["add_weighted_adapter.dropped-products:delta"],
+    points=[{"density": 0.5}],
+)
+def drops_nothing(patch: Patches) -> None:
+    @patch.replace(combining, "drop_and_rescale")
+    def drop_and_rescale(original: Any, tensor: Any, density: float) -> Any:
+        return tensor / density
+
+
+@fake(
+    "svd always has the largest rank of the inputs.",
+    caught_by=["add_weighted_adapter.svd:exact", "add_weighted_adapter.svd:ranks"],
+)
+def svd_ignores_the_rank(patch: Patches) -> None:
+    @patch.replace(lora_weighted, "_rank")
+    def _rank(original: Any, configs: Any, combination: Any, svd_rank: Any) -> int:
+        return original(configs, combination, None)
+
+
+@fake(
+    "svd puts the singular values into neither factor.",
+    caught_by=["add_weighted_adapter.svd:best-of-largest-rank", "add_weighted_adapter.svd:exact"],
+)
+def svd_forgets_the_singular_values(patch: Patches) -> None:
+    @patch.replace(combining.Combination, "split")
+    def split(original: Any, self: Any, product: Any, rank: int) -> Any:
+        A, B = original(self, product, rank)
+        return A, B / B.norm(dim=0).clamp(min=1e-12)
+
+
+@fake(
+    "cat has the largest of the ranks.",
+    caught_by=["add_weighted_adapter.cat:weighted-sum", "add_weighted_adapter.cat:rank"],
+)
+def cat_cuts_the_rank(patch: Patches) -> None:
+    @patch.replace(lora_weighted, "_rank")
+    def _rank(original: Any, configs: Any, combination: Any, svd_rank: Any) -> int:
+        if combination.kind != "cat":
+            return original(configs, combination, svd_rank)
+        return max(config.r for config in configs)
+
+    @patch.replace(combining, "padded")
+    def padded(original: Any, tensor: Any, dim: int, size: int) -> Any:
+        return original(tensor.narrow(dim, 0, min(size, tensor.shape[dim])), dim, size)
+
+
+@fake(
+    "The combined adapter is made active.",
+    caught_by=["add_weighted_adapter.inactive:still-active", "add_weighted_adapter.inactive:output-kept"],
+)
+def combining_activates(patch: Patches) -> None:
+    @patch.replace(lora.LoraModel, "add_weighted_adapter")
+    def add_weighted_adapter(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self.set_adapter(kwargs.get("adapter_name", "sum"))
+
+
+@fake(
+    "A call of add_weighted_adapter that fails leaves the new adapter behind.",
+    like="peft 0.21.2",
+    caught_by=[
+        f"add_weighted_adapter.{why}:frame"
+        for why in (
+            "invalid-type",
+            "unknown-adapter",
+            "ranks-differ",
+            "density",
+            "sign-method",
+            "one-weight-each",
+        )
+    ],
+)
+def combining_leaves_an_adapter_after_an_error(patch: Patches) -> None:
+    @patch.replace(lora.LoraModel, "add_weighted_adapter")
+    def add_weighted_adapter(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            original(self, *args, **kwargs)
+        except ValueError:
+            self.add_adapter(kwargs["adapter_name"], copy.deepcopy(next(iter(self.peft_config.values()))))
+            raise
+
+
+@fake(
+    "add_weighted_adapter takes any type, name, rank, density and number of weights.",
+    caught_by=[
+        "add_weighted_adapter.invalid-type:raises",
+        "add_weighted_adapter.unknown-adapter:raises",
+        "add_weighted_adapter.ranks-differ:raises",
+        "add_weighted_adapter.density:raises-none-given",
+        "add_weighted_adapter.density:raises-below",
+        "add_weighted_adapter.sign-method:raises",
+        "add_weighted_adapter.one-weight-each:raises",
+    ],
+)
+def combining_never_refuses(patch: Patches) -> None:
+    @patch.replace(lora.LoraModel, "add_weighted_adapter")
+    def add_weighted_adapter(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+        with contextlib.suppress(ValueError):
+            original(self, *args, **kwargs)
+
+
+@fake(
+    "Combining initialises the new adapter as the first was, and takes another part out of the base weight.",
+    like="peft 0.21.2",
+    caught_by=["add_weighted_adapter.keeps-base:output-kept", "add_weighted_adapter.keeps-base:frame"],
+    points=[{"init": "pissa"}, {"init": "olora"}],
+)
+def combining_changes_the_base(patch: Patches) -> None:
+    @patch.replace(lora_weighted, "_fill")
+    def _fill(original: Any, tuner_layer: Any, *args: Any) -> None:
+        original(tuner_layer, *args)
+        tuner_layer.get_base_layer().weight.data.mul_(0.9)
+
+
+@fake(
+    "linear is the default type.",
+    caught_by=["add_weighted_adapter.signature:parameters"],
+)
+def combining_is_linear_by_default(patch: Patches) -> None:
+    def add_weighted_adapter(
+        self: Any,
+        adapters: Any,
+        weights: Any,
+        adapter_name: str,
+        combination_type: str = "linear",
+        **options: Any,
+    ) -> None:
+        pass
+
+    patch.set(lora.LoraModel, "add_weighted_adapter", add_weighted_adapter)

@@ -20,6 +20,9 @@ _CACHE = {}
 class Wrapper(PeftModel):
     """Another class than the documented one."""
 
+    def add_weighted_adapter(self, adapters, weights, adapter_name):
+        self.base_model.add_weighted_adapter(adapters, [-weight for weight in weights], adapter_name)
+
     def print_trainable_parameters(self):
         print("nothing to train")
 
