@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -450,6 +451,17 @@ def test_a_read_enum_tells_its_class(perform: Perform) -> None:
     record = perform(program([inject(), step], given=[make()]))["entities"]["x"]
     assert record["class"] == "PeftType"
     assert "Enum" in record["mro"]
+
+
+def test_what_is_written_may_be_a_folders_path(perform: Perform) -> None:
+    steps = [
+        {"make_folder": {"id": "folder"}},
+        {"write": {"of": "m", "path": "note", "value": "folder"}},
+        {"read": {"id": "note", "of": "m", "path": "note"}},
+    ]
+    written = perform(program(steps, given=[make()]))["entities"]["note"]["value"]
+    assert Path(written).is_absolute()
+    assert Path(written).name == "folder"
 
 
 def test_write_and_set_mode_change_the_entity(perform: Perform) -> None:

@@ -11,6 +11,7 @@ from . import (
     saving,
     state_dicts,
     tasks,
+    tokens,
     unloading,
     wrapping,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "saving",
     "state_dicts",
     "tasks",
+    "tokens",
     "unloading",
     "wrapping",
 ]

@@ -228,3 +228,15 @@ def test_a_tensor_that_a_checkpoint_calls_otherwise_is_the_same_tensor() -> None
     assert (there.role, there.adapter, there.tensor) == ("trainable", "a", "odd_length.weight")
     assert (saved.role, saved.adapter) == ("trainable", None)
     assert there.bare == saved.bare == "x.odd_length"
+
+
+def test_trained_rows_are_aux_below_a_token_adapter_only() -> None:
+    names = ("embed.token_adapter.trainable_tokens_delta.default", "embed.token_adapter.base_layer.weight")
+    record = model([tensor(name) for name in (*names, "trainable_tokens_delta.default")], [], None)
+    assert roles(record) == {
+        names[0]: ("aux", "default"),
+        names[1]: ("base", None),
+        "trainable_tokens_delta.default": ("base", None),
+    }
+    saved = state_dict("embed.token_adapter.trainable_tokens_delta")
+    assert set(roles(saved).values()) == {("aux", None)}
