@@ -26,7 +26,8 @@ CLASSES = tuple(tasks.MODEL_TYPE_TO_PEFT_MODEL_MAPPING.values())
 @fake(
     "The task type is not looked at: every model becomes a plain PeftModel.",
     caught_by=[
-        *(f"task.routing:{task}" for task in ("causal-lm", "seq-cls", "seq-2-seq-lm", "token-cls")),
+        *(f"task.routing:{task}" for task in ("causal-lm", "seq-cls", "token-cls")),
+        "task.sequence-to-sequence:class",
         *("task.routing:question-ans", "task.routing:feature-extraction"),
         *("client.causal-language-model:class-of-loaded", "client.sequence-to-sequence:class-of-loaded"),
     ],
@@ -153,7 +154,7 @@ def the_first_head_stays(patch: Patches) -> None:
 @fake(
     "Every task trains the output layer, or the pooler, of its model.",
     caught_by=[
-        *("task.no-head:causal-lm-adapter-only", "task.no-head:seq-2-seq-lm-adapter-only"),
+        *("task.no-head:causal-lm-adapter-only", "task.sequence-to-sequence:adapter-only"),
         "task.no-head:feature-extraction-adapter-only",
     ],
 )
@@ -367,7 +368,7 @@ def loaded_heads_train(patch: Patches) -> None:
     "A task class works on a copy of the model, and trains all of it.",
     caught_by=[
         *("task.routing:same-base", "task.no-head:causal-lm-base-frozen"),
-        *("task.no-head:seq-2-seq-lm-base-frozen", "task.no-head:feature-extraction-base-frozen"),
+        *("task.sequence-to-sequence:base-frozen", "task.no-head:feature-extraction-base-frozen"),
     ],
 )
 def task_classes_copy_the_model(patch: Patches) -> None:
@@ -400,7 +401,12 @@ def saves_the_original_head(patch: Patches) -> None:
 
 @fake(
     "The originals of saved modules count as trained, and every adapter's parameters count twice.",
-    caught_by=["counts.llama-2-7b:*", "counts.pages:*", "counts.custom-model:trainable-and-all"],
+    caught_by=[
+        "counts.llama-2-7b:*",
+        "counts.pages:*",
+        "counts.custom-model:trainable-and-all",
+        "counts.other-methods:*",
+    ],
 )
 def counts_too_much(patch: Patches) -> None:
     @patch.replace(AdaptedModel, "get_nb_trainable_parameters")
