@@ -53,6 +53,7 @@ ENTITY_ARGUMENTS = frozenset(
 )
 CONFIG_ARGUMENTS = frozenset(["peft_config", "config"])
 CLASS_ARGUMENTS = frozenset(["config_cls", "model_cls"])
+PUBLIC_CONTEXTS = {"dora_caching": "helpers.DoraCaching"}  # contexts that are no method of the model
 LAYER_CLASSES = {
     "BaseTunerLayer": "tuners.tuners_utils.BaseTunerLayer",
     "LoraLayer": "tuners.lora.LoraLayer",
@@ -245,7 +246,11 @@ class _Run:
             record["printed"] = printed.getvalue()
 
     def _within(self, body: dict[str, Any], phase: str) -> None:
-        with contextlib.suppress(Interrupt), _foreign(), getattr(self.model(body["on"]), body["context"])():
+        if body["context"] in PUBLIC_CONTEXTS:
+            context = self.subject.find(PUBLIC_CONTEXTS[body["context"]])[0]
+        else:
+            context = getattr(self.model(body["on"]), body["context"])
+        with contextlib.suppress(Interrupt), _foreign(), context():
             for step in body["steps"]:
                 self._step(step, phase)
             if self.stopped or body.get("interrupt"):

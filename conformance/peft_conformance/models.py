@@ -56,6 +56,8 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
             "LayerNorm",
             "Dropout",
             "Flatten",
+            "MultiheadAttention",
+            "LSTM",
         )
     },
     "Conv1D": _conv1d,
@@ -63,15 +65,23 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+# Class name -> how a chain calls it, for those that take or return more than one tensor.
+CALLS: dict[str, tuple[Callable[[Any, torch.Tensor], torch.Tensor], str]] = {
+    "MultiheadAttention": (lambda module, x: module(x, x, x)[0], "{}(x, x, x)[0]"),
+    "LSTM": (lambda module, x: module(x)[0], "{}(x)[0]"),
+}
+
+
 class Chain(nn.Module):
     """Modules at declared paths, applied one after the other."""
 
-    paths: tuple[str, ...]
+    links: tuple[tuple[str, str], ...]  # path and declared class
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Give `x` to the first module, its output to the second, and so on."""
-        for path in self.paths:
-            x = self.get_submodule(path)(x)
+        for path, cls in self.links:
+            module = self.get_submodule(path)
+            x = CALLS[cls][0](module, x) if cls in CALLS else module(x)
         return x
 
 
@@ -136,7 +146,7 @@ def _chain(declaration: dict[str, Any]) -> Chain:
         for path in others:
             parent, _, leaf = path.rpartition(".")
             setattr(model.get_submodule(parent), leaf, model.get_parameter(first))
-    model.paths = tuple(entry[0] for entry in entries)
+    model.links = tuple((path, cls) for path, cls, *_ in entries)
     return model
 
 
@@ -278,7 +288,8 @@ def _chain_source(declaration: dict[str, Any]) -> str:
     for first, *others in declaration.get("tied", []):
         lines += [f"        {_attribute('self', path)} = {_attribute('self', first)}" for path in others]
     lines += ["", "    def forward(self, x):"]
-    lines += [f"        x = {_attribute('self', entry[0])}(x)" for entry in entries]
+    calls = [(_attribute("self", path), CALLS.get(cls, (None, "{}(x)"))[1]) for path, cls, *_ in entries]
+    lines += [f"        x = {call.format(module)}" for module, call in calls]
     lines += [
         "        return x",
         "",

@@ -19,7 +19,14 @@ from typing import Any
 from peft_conformance import damage, models, script_parts
 from peft_conformance.cases import Case, Check, Verdict
 from peft_conformance.damage import DAMAGES
-from peft_conformance.driver import CLASS_ARGUMENTS, CONFIG_ARGUMENTS, ENTITY_ARGUMENTS, LAYER_CLASSES, NOISE
+from peft_conformance.driver import (
+    CLASS_ARGUMENTS,
+    CONFIG_ARGUMENTS,
+    ENTITY_ARGUMENTS,
+    LAYER_CLASSES,
+    NOISE,
+    PUBLIC_CONTEXTS,
+)
 from peft_conformance.implementations import Implementation
 from peft_conformance.language import find_specs_dir, read_yaml
 from peft_conformance.roles import AUX
@@ -387,7 +394,10 @@ class Script:
             self.step(step, "")
         inside = self.lines[start:] + (["raise InterruptedError"] if body.get("interrupt") else [])
         outside = "with contextlib.suppress(InterruptedError), " if body.get("interrupt") else "with "
-        head = f"{outside}{self.var(body['on'])}.{body['context']}():"
+        public = PUBLIC_CONTEXTS.get(body["context"])
+        head = (
+            f"{outside}{self.public(public) if public else self.var(body['on']) + '.' + body['context']}():"
+        )
         self.lines[start:] = [head, *(f"    {line}" for line in inside or ["pass"])]
 
     def _call(self, step: Body) -> None:
