@@ -137,6 +137,7 @@ class Injection:
         adapt_with = ties.follow(targets, candidates)
         self.targeted_module_names = [name for name in candidates if name in targets]
         tuner_cls.check_targets(model, self.targeted_module_names)
+        self.part_of: dict[str, str] = {}  # part of a compound layer -> the layer, by which options name it
         self.layers = self._adapted_layers(candidates)
         self.decided = {"target_modules": self.targets, **tuner_cls.settle(config, model, adapter_name)}
         self.settled = copy.copy(config)  # the given config is completed when the model is changed
@@ -152,8 +153,11 @@ class Injection:
         free = {name: module for name, module in candidates.items() if name not in taken}
         self._plan_tokens(select_tokens(config, model, modules), free, ties)
         self._plan_parameters(parameters, candidates, tuner_cls.parameter_layer_cls)
-        self._plan_layers(self.layers, adapt_with, lambda name, layer: layer.create(self.settled, name))
+        self._plan_layers(self.layers, adapt_with, self._create_layer)
         self._plan_copies(saved, save_with)
+
+    def _create_layer(self, name: str, layer: BaseTunerLayer) -> dict[str, Any]:
+        return layer.create(self.settled, self.part_of.get(name, name))
 
     def _check_bias(self) -> None:
         """Biases belong to the base model, so only one adapter may train them."""
@@ -169,16 +173,16 @@ class Injection:
                 )
 
     def _adapted_layers(self, modules: Mapping[str, nn.Module]) -> dict[str, BaseTunerLayer]:
-        """The adapted layers for the targets and, after a compound one, for its parts; by final place."""
+        """The adapted layers for the targets and, after a compound one, for its parts; by present name."""
         layers: dict[str, BaseTunerLayer] = {}
-        taken: set[nn.Module] = set()
         for name in self.targeted_module_names:
-            if modules[name] in taken:  # targeted by a name of its own, too
+            if name in self.part_of:  # targeted by a name of its own, too
                 continue
             layers[name] = layer = self._adapted_layer(name, modules[name])
+            below = f"{name}.base_layer" if layer is modules[name] else name
             for path, part in layer.parts().items():
-                layers[f"{name}.{path}"] = self._adapted_layer(name, part)
-                taken.add(part)
+                layers[f"{below}.{path}"] = self._adapted_layer(name, part)
+                self.part_of[f"{below}.{path}"] = name
         return layers
 
     def _adapted_layer(self, name: str, module: nn.Module) -> BaseTunerLayer:

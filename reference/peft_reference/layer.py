@@ -61,7 +61,7 @@ class BaseTunerLayer(Holder):
         return cls
 
     def parts(self) -> dict[str, nn.Module]:
-        """Modules below this one that are adapted together with it, by path; then it is not `opaque`."""
+        """Modules of the base layer that are adapted with it, by path; with any, it is not `opaque`."""
         return {}
 
     @classmethod

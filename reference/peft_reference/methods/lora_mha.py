@@ -37,7 +37,7 @@ class LoraMultiheadAttention(LoraLayer):
 
     def parts(self) -> dict[str, nn.Module]:
         """The output projection."""
-        return {"base_layer.out_proj": self.get_base_layer().out_proj}  # type: ignore[dict-item]
+        return {"out_proj": self.get_base_layer().out_proj}  # type: ignore[dict-item]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What torch's attention returns, with the active adapters' weights."""
