@@ -482,8 +482,9 @@ class _ClauseLint:
             if isinstance(value, dict) and "inside" in value:
                 kind, value = "folder", value["inside"]
             by_axis = isinstance(value, dict) and set(value) == {"axis"}
-            for name in self.axis_values(value) if kind and (by_axis or isinstance(value, str)) else ():
-                used = self.use(name, (kind,), line, change=True)
+            names = self.axis_values(value) if by_axis or isinstance(value, str) else ()
+            for name in names if kind else ():
+                used = self.use(name, (kind or "",), line, change=True)
                 models = used.models if used and kind == "model" else models
         return models, {"none": "value"}.get(operation["result"], operation["result"])
 

@@ -397,8 +397,8 @@ def adapts_every_known_layer(patch: Patches) -> None:
     from peft_reference.operators import operator_of
 
     @patch.replace(matching, "select_targets")
-    def select_targets(original: Any, config: Any, targets: Any, modules: dict[str, nn.Module]) -> Any:
-        meant = original(config, targets, modules)
+    def select_targets(original: Any, config: Any, targets: Any, modules: Any, *optional: Any) -> Any:
+        meant = original(config, targets, modules, *optional)
         return [name for name, module in modules.items() if name in meant or operator_of(module)]
 
 
@@ -559,15 +559,19 @@ def all_linear_adapts_adapters(patch: Patches) -> None:
 )
 def other_default_targets(patch: Patches) -> None:
     @patch.replace(matching, "resolve_targets")
-    def resolve_targets(original: Any, config: Any, model: nn.Module, modules: Any, defaults: Any) -> Any:
+    def resolve_targets(
+        original: Any, config: Any, model: nn.Module, modules: Any, defaults: Any, *optional: Any
+    ) -> Any:
         others = {"llama": ("q_proj", "k_proj"), "bert": ("query", "key", "value"), "gpt2": ("c_proj",)}
-        return original(config, model, modules, {**defaults, **others})
+        return original(config, model, modules, {**defaults, **others}, *optional)
 
 
 @fake("Without targets every linear layer is adapted.", caught_by=["get_peft_model.no-targets:raises"])
 def no_targets_means_all_linear(patch: Patches) -> None:
     @patch.replace(matching, "resolve_targets")
-    def resolve_targets(original: Any, config: Any, model: nn.Module, modules: Any, defaults: Any) -> Any:
+    def resolve_targets(
+        original: Any, config: Any, model: nn.Module, modules: Any, defaults: Any, *optional: Any
+    ) -> Any:
         return original(config, model, modules, {None: "all-linear", **defaults})
 
 
@@ -646,9 +650,9 @@ def second_injection_resets_the_first(patch: Patches) -> None:
 )
 def adapters_on_every_layer(patch: Patches) -> None:
     @patch.replace(matching, "select_targets")
-    def select_targets(original: Any, config: Any, targets: Any, modules: dict[str, nn.Module]) -> Any:
+    def select_targets(original: Any, config: Any, targets: Any, modules: Any, *optional: Any) -> Any:
         there = [name for name, m in modules.items() if isinstance(m, layer.BaseTunerLayer)]
-        return list(dict.fromkeys([*original(config, targets, modules), *there]))
+        return list(dict.fromkeys([*original(config, targets, modules, *optional), *there]))
 
 
 @fake(
@@ -727,16 +731,17 @@ def rewrites_the_callers_config(patch: Patches) -> None:
 )
 def ignores_low_cpu_mem_usage(patch: Patches) -> None:
     @patch.replace(injection.Injection, "_create")
-    def _create(original: Any, self: Any, name: str, held: Any, low_cpu_mem_usage: bool) -> Any:
-        return original(self, name, held, False)
+    def _create(original: Any, self: Any, held: Any, create: Any) -> Any:
+        self.low_cpu_mem_usage = False
+        return original(self, held, create)
 
 
 @fake("low_cpu_mem_usage moves the base layers to meta as well.", caught_by=["inject.meta:base-real"])
 def moves_the_base_to_meta(patch: Patches) -> None:
     @patch.replace(injection.Injection, "_create")
-    def _create(original: Any, self: Any, name: str, held: Any, low_cpu_mem_usage: bool) -> Any:
-        contents = original(self, name, held, low_cpu_mem_usage)
-        if low_cpu_mem_usage:
+    def _create(original: Any, self: Any, held: Any, create: Any) -> Any:
+        contents = original(self, held, create)
+        if self.low_cpu_mem_usage:
             held.get_base_layer().to("meta")
         return contents
 
@@ -747,17 +752,18 @@ def moves_the_base_to_meta(patch: Patches) -> None:
 )
 def always_on_meta(patch: Patches) -> None:
     @patch.replace(injection.Injection, "_create")
-    def _create(original: Any, self: Any, name: str, held: Any, low_cpu_mem_usage: bool) -> Any:
-        return original(self, name, held, True)
+    def _create(original: Any, self: Any, held: Any, create: Any) -> Any:
+        self.low_cpu_mem_usage = True
+        return original(self, held, create)
 
 
 @fake("Layers that are made on meta have a bias.", caught_by=["inject.meta:same-names"])
 def meta_layers_have_biases(patch: Patches) -> None:
     @patch.replace(injection.Injection, "_create")
-    def _create(original: Any, self: Any, name: str, held: Any, low_cpu_mem_usage: bool) -> Any:
-        contents = original(self, name, held, low_cpu_mem_usage)
+    def _create(original: Any, self: Any, held: Any, create: Any) -> Any:
+        contents = original(self, held, create)
         for value in contents.values():
-            if low_cpu_mem_usage and isinstance(value, nn.Linear):
+            if self.low_cpu_mem_usage and isinstance(value, nn.Linear):
                 value.bias = nn.Parameter(torch.empty(value.out_features, device="meta"))
         return contents
 
@@ -768,11 +774,11 @@ def meta_layers_have_biases(patch: Patches) -> None:
 )
 def adding_on_meta_moves_all(patch: Patches) -> None:
     @patch.replace(injection.Injection, "_create")
-    def _create(original: Any, self: Any, name: str, held: Any, low_cpu_mem_usage: bool) -> Any:
-        if low_cpu_mem_usage:
+    def _create(original: Any, self: Any, held: Any, create: Any) -> Any:
+        if self.low_cpu_mem_usage:
             for slot in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B"):
                 getattr(held, slot).to("meta")
-        return original(self, name, held, low_cpu_mem_usage)
+        return original(self, held, create)
 
     skip_meta_adapters(patch)
 
@@ -800,9 +806,9 @@ def offloads_the_base(patch: Patches) -> None:
     from peft_reference import state_dict
 
     @patch.replace(injection.Injection, "_create")
-    def _create(original: Any, self: Any, name: str, held: Any, low_cpu_mem_usage: bool) -> Any:
-        contents = original(self, name, held, low_cpu_mem_usage)
-        if low_cpu_mem_usage and not held.all_adapters():
+    def _create(original: Any, self: Any, held: Any, create: Any) -> Any:
+        contents = original(self, held, create)
+        if self.low_cpu_mem_usage and not held.all_adapters():
             held.__dict__["offloaded"] = [(p, p.data) for p in held.get_base_layer().parameters()]
             held.get_base_layer().to("meta")
         return contents
@@ -936,8 +942,8 @@ def skips_unsupported_layers(patch: Patches) -> None:
     from peft_reference.operators import operator_of
 
     @patch.replace(matching, "select_targets")
-    def select_targets(original: Any, config: Any, targets: Any, modules: dict[str, nn.Module]) -> Any:
-        names = original(config, targets, modules)
+    def select_targets(original: Any, config: Any, targets: Any, modules: Any, *optional: Any) -> Any:
+        names = original(config, targets, modules, *optional)
         return [n for n in names if isinstance(modules[n], layer.BaseTunerLayer) or operator_of(modules[n])]
 
 

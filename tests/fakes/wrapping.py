@@ -466,7 +466,7 @@ def modules_to_save_is_always_none(patch: Patches) -> None:
     caught_by=["peft_model.modules-to-save:wrapper-class"],
 )
 def modules_to_save_by_another_class(patch: Patches) -> None:
-    from peft_reference import wrappers
+    from peft_reference import holder, wrappers
 
     def __getattr__(self: Any, name: str) -> Any:
         try:
@@ -476,11 +476,11 @@ def modules_to_save_by_another_class(patch: Patches) -> None:
 
     own = ("__dict__", "__weakref__", "__init__", "__getattr__")
     inside = {key: value for key, value in vars(wrappers.ModulesToSaveWrapper).items() if key not in own}
-    TrainedCopies = type("TrainedCopies", (nn.Module,), {**inside, "__getattr__": __getattr__})
+    TrainedCopies = type("TrainedCopies", (holder.Holder,), {**inside, "__getattr__": __getattr__})
 
     @patch.replace(injection.Injection, "apply")
     def apply(original: Any, self: Any) -> Any:
-        held = list(self.wrappers.values())
+        held = [h for h in self.contents if isinstance(h, wrappers.ModulesToSaveWrapper)]
         done = original(self)
         for wrapper in held:
             wrapper.__class__ = TrainedCopies
