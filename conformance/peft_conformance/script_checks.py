@@ -411,11 +411,14 @@ def _violation(script: Script) -> tuple[str, str, str]:
 def frame_before(script: Script) -> None:
     """Remember, before `when`, what the frame is about."""
     entity, where, what = _violation(script)
-    script.add(f"before = {_changing(script, entity, where, what)}")
+    if entity:  # nothing has changed if a step has failed: the script fails there as well
+        script.add(f"before = {_changing(script, entity, where, what)}")
 
 
 def _frame(script: Script, body: Body) -> None:
     entity, where, what = _violation(script)
+    if not entity:
+        return
     script.add(f"after = {_changing(script, entity, where, what)}")
     aspect, told = _aspect(where, what), repr(": ".join(filter(None, (entity, where, what))))
     # A layer may have been wrapped or unwrapped in the meantime.

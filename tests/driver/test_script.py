@@ -324,7 +324,14 @@ def test_every_step_can_be_written(reference: Implementation, suite: Suite, tmp_
         {"call": "set_adapter", "args": {"model": "pm", "adapter_name": "default", "layer_cls": "LoraLayer"}},
         {**ATTEMPT, "args": {**ATTEMPT["args"], "model": "n"}},
         {"make_model": {"id": "lm", "model": "tiny-llama"}},
-        {**wrap("lm", "q_proj"), "as": "wrapped-lm"},
+        {
+            "call": "get_peft_model",
+            "args": {
+                "model": "lm",
+                "peft_config": lora(target_modules=["q_proj"], task_type={"public": "TaskType.CAUSAL_LM"}),
+            },
+            "as": "wrapped-lm",
+        },
         {"generate": {"id": "tokens", "of": "wrapped-lm", "positional": True}},
         {"train": {"of": "wrapped-lm", "input": "labelled", "steps": 1}},
         {"compile": {"id": "compiled", "of": "n"}},
@@ -365,10 +372,13 @@ def test_every_step_can_be_written(reference: Implementation, suite: Suite, tmp_
     assert status == 0, said
 
 
+@pytest.mark.parametrize(
+    ("word", "body"), [("same_object", ["result", "m"]), ("frame", {"modifies": [{"global": "rng"}]})]
+)
 def test_a_step_that_fails_unexpectedly_fails_the_script_in_the_same_way(
-    reference: Implementation, suite: Suite, tmp_path: Path
+    reference: Implementation, suite: Suite, tmp_path: Path, word: str, body: Any
 ) -> None:
-    case = case_of("same_object", ["result", "m"], [inject(target="nowhere")], [make()])
+    case = case_of(word, body, [inject(target="nowhere")], [make()])
     verdict = verdict_on(reference, case, suite, {})
     assert verdict.verdict == "error"
     path = tmp_path / "script.py"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft_reference import model, registry, state_dict, tasks, wrappers
+from peft_reference.methods import adalora
 from peft_reference.model import AdaptedModel, PeftModel
 from torch import nn
 
@@ -413,3 +414,14 @@ def counts_too_much(patch: Patches) -> None:
     def get_nb_trainable_parameters(original: Any, self: Any) -> tuple[int, int]:
         trainable, total = original(self)
         return 2 * trainable, total + trainable
+
+
+@fake(
+    "AdaLoRA makes up a number of training steps where none, or nonsense, is given.",
+    caught_by=["counts.adalora-needs-steps:raises-without", "counts.adalora-needs-steps:raises-nonsense"],
+)
+def makes_up_training_steps(patch: Patches) -> None:
+    @patch.replace(adalora.AdaLoraConfig, "__post_init__")
+    def __post_init__(original: Any, self: Any) -> None:
+        self.total_step = self.total_step if (self.total_step or 0) > 0 else 1000
+        original(self)
