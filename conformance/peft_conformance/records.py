@@ -234,7 +234,8 @@ class Recorder:
             content = cpu.reshape(-1).view(torch.uint8).numpy().tobytes()
             record["digest"] = blake2b(content, digest_size=8).hexdigest()
             record["finite"] = bool(torch.isfinite(numbers).all())
-            record["zero"] = not bool((numbers != 0).any())
+            record["nonzeros"] = int((numbers != 0).sum())
+            record["zero"] = not record["nonzeros"]
             if values:
                 self.tensors[values] = cpu.clone()
                 record["values"] = values

@@ -511,6 +511,8 @@ def _tensor_has(have: dict[str, Any]) -> str:
                 texts.append(f"p.device.type == {value!r}")
             case "shape":
                 texts.append(f"list(p.shape) == {value!r}")
+            case "nonzeros":
+                texts.append(f"int((p != 0).sum()) == {value!r}")
             case "grad":
                 some = "p.grad is not None"
                 known = {"none": "p.grad is None", "not-none": some, "zero": f"{some} and not p.grad.any()"}

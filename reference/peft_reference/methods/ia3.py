@@ -7,14 +7,16 @@ state as it goes into the second layer of the feed-forward block.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..adapters import walk
 from ..config import PeftConfig
-from ..injection import BaseTuner
+from ..injection import BaseTuner, Injection
 from ..layer import BaseTunerLayer
 from ..matching import default_for, names_module
 from ..operators import Conv1D, Conv2d, Conv3d, Linear
@@ -103,6 +105,40 @@ class IA3Model(BaseTuner):
             return {}
         known = default_for(model, defaults.IA3_FEEDFORWARD, "feedforward_modules")
         return {"feedforward_modules": set(known)}
+
+    @torch.no_grad()
+    def add_weighted_adapter(self, adapters: list[str], weights: list[float], adapter_name: str) -> None:
+        """Add one adapter, inactive and frozen, whose factors are the weighted sum of those of others.
+
+        A layer that only some of them have sums theirs; a name that exists is left as it is. ValueError,
+        before anything changes, for an unknown adapter, another number of weights than of adapters, and
+        factors that stand on the inputs of a layer in one adapter and on its outputs in another.
+        """
+        if adapter_name in self.peft_config:
+            return
+        self.check_names(adapters)
+        if not adapters or len(adapters) != len(weights):
+            raise ValueError(f"One weight for each adapter is needed, got {len(weights)} for {adapters}.")
+        inputs = list(zip(adapters, weights, strict=True))
+        layers = {
+            n: m for n, m in walk(self.model) if isinstance(m, IA3Layer) and any(map(m.has_adapter, adapters))
+        }
+        sides = {n: {layer.is_feedforward.get(a) for a in adapters} - {None} for n, layer in layers.items()}
+        if mixed := [name for name, side in sides.items() if len(side) > 1]:
+            raise ValueError(f"{mixed} are feed-forward layers for some of {adapters} only: there is no sum.")
+        like: Any = self.peft_config[adapters[0]]
+        config = dataclasses.replace(
+            like,
+            target_modules=set(layers),
+            exclude_modules=None,
+            feedforward_modules={name for name, side in sides.items() if True in side},
+            modules_to_save=None,
+        )
+        planned = Injection(self.model, type(self), config, adapter_name, False)
+        for name, layer in layers.items():
+            own = [weight * layer.ia3_l[adapter] for adapter, weight in inputs if layer.has_adapter(adapter)]
+            planned.contents[layer]["ia3_l"] = nn.Parameter(torch.stack(own).sum(0))
+        planned.apply().forget()
 
 
 register_peft_method(PeftType.IA3, IA3Config, IA3Model)
