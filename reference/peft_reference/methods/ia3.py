@@ -135,7 +135,7 @@ class IA3Model(BaseTuner):
             modules_to_save=None,
         )
         planned = Injection(self.model, type(self), config, adapter_name, False)
-        for name, layer in layers.items():
+        for layer in layers.values():
             own = [weight * layer.ia3_l[adapter] for adapter, weight in inputs if layer.has_adapter(adapter)]
             planned.contents[layer]["ia3_l"] = nn.Parameter(torch.stack(own).sum(0))
         planned.apply().forget()
