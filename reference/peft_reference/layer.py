@@ -92,7 +92,9 @@ class BaseTunerLayer(Holder):
 
         A method overrides this where it can do without building the delta.
         """
-        return y + self.op.call(self.get_base_layer(), x, self.delta(adapter))
+        delta = self.delta(adapter)
+        x = x.to(delta.dtype) if x.is_floating_point() else x  # an embedding's are indices
+        return y + self.op.call(self.get_base_layer(), x, delta)
 
     def adapt_input(self, adapter: str, x: Tensor) -> Tensor:
         """What the base layer gets in place of `x`: x·Rᵀ where W' = W·R. Only asked if `changes_input`."""

@@ -120,12 +120,40 @@ def deletes_nothing_of_a_list(patch: Patches) -> None:
 
 @fake(
     "mixed=True is ignored.",
-    caught_by=["mixed.create:class", "mixed.create:no-peft-model", "mixed.transformers:class"],
+    caught_by=["mixed.create:class", "mixed.create:no-peft-model"],
 )
 def mixed_is_ignored(patch: Patches) -> None:
     @patch.replace(model, "get_peft_model")
     def get_peft_model(original: Any, *args: Any, mixed: bool = False, **kwargs: Any) -> Any:
         return original(*args, **kwargs)
+
+
+@fake("Mixed models are of a class of their own.", caught_by=["mixed.load:class", "mixed.transformers:class"])
+def mixed_models_have_another_class(patch: Patches) -> None:
+    class Other(PeftMixedModel):
+        pass
+
+    def dressed(made: Any) -> Any:
+        if isinstance(made, PeftMixedModel):
+            made.__class__ = Other
+        return made
+
+    @patch.replace(model, "get_peft_model")
+    def get_peft_model(original: Any, *args: Any, **kwargs: Any) -> Any:
+        return dressed(original(*args, **kwargs))
+
+    @patch.replace(PeftMixedModel, "from_pretrained")
+    def from_pretrained(original: Any, *args: Any, **kwargs: Any) -> Any:
+        return dressed(original(*args, **kwargs))
+
+
+@fake("Printing the counts of a mixed model thaws its base.", caught_by=["mixed.counts:frame"])
+def counting_thaws_a_mixed_model(patch: Patches) -> None:
+    @patch.replace(model.AdaptedModel, "print_trainable_parameters")
+    def print_trainable_parameters(original: Any, self: Any) -> None:
+        original(self)
+        for parameter in self.parameters():
+            parameter.requires_grad_(True)
 
 
 @fake(
@@ -230,6 +258,13 @@ def lokr_ignores_its_core(patch: Patches) -> None:
     def delta(original: Any, self: Any, adapter: str) -> Any:
         made = original(self, adapter)
         return made * 0 if adapter in self.lokr_t2 and made.dim() == 3 else made
+
+
+@fake("LoKr makes no core.", caught_by=["lycoris.core-on-conv1d:core"])
+def lokr_makes_no_core(patch: Patches) -> None:
+    @patch.replace(lycoris.LycorisLayer, "shapes")
+    def shapes(original: Any, self: Any, config: Any) -> Any:
+        return *original(self, config)[:3], ()
 
 
 @fake(

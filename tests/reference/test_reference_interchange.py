@@ -112,6 +112,26 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         "IA3Config",
         {"target_modules": r"conv|lin.", "feedforward_modules": ["conv", "lin1"]},
     ),
+    "loha": ("LoHaConfig", {"target_modules": ["conv", "lin0"], "r": 3, "rank_pattern": {"lin0": 2}}),
+    "loha core": ("LoHaConfig", {"target_modules": ["conv"], "r": 2, "use_effective_conv2d": True}),
+    "lokr": ("LoKrConfig", {"target_modules": ["conv", "lin0"], "r": 1, "alpha": 2}),
+    "lokr whole": ("LoKrConfig", {"target_modules": ["conv", "lin1"], "decompose_factor": 2}),
+    "lokr both": ("LoKrConfig", {"target_modules": ["lin0"], "r": 1, "alpha": 2, "decompose_both": True}),
+    "lokr core": (
+        "LoKrConfig",
+        {"target_modules": ["conv"], "r": 1, "alpha": 1, "use_effective_conv2d": True},
+    ),
+    # no convolution: upstream's forward pass takes its overlapping patches apart and adds them up again
+    "oft": ("OFTConfig", {"target_modules": ["lin0", "lin1"], "oft_block_size": 4}),
+    "oft exact": (
+        "OFTConfig",
+        {"target_modules": ["lin0"], "oft_block_size": 4, "use_cayley_neumann": False},
+    ),
+    "oft shared": (
+        "OFTConfig",
+        {"target_modules": ["lin1"], "oft_block_size": 0, "r": 2, "block_share": True},
+    ),
+    "shira": ("ShiraConfig", {"target_modules": ["lin0", "lin1"], "r": 1, "random_seed": 0}),
 }
 DIRECTIONS = [
     pytest.param(peft_reference, upstream, id="to upstream"),
