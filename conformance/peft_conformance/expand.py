@@ -73,6 +73,8 @@ def expand(
         groups: dict[str, list[Case]] = {"run": [], "not-applicable": [], "unsupported": []}
         for point in points(clause):
             case = _case(suite, clause, point, level)
+            if clause.law and _not_adapted(suite, case):
+                continue  # no point of this law: its matrix has every layer, the method's card only some
             verdict, reasons[case.id] = _standing(suite, case, level, offers, lacks or {})
             groups[verdict].append(case)
         cases += select(groups.pop("run"), matrix)
@@ -297,8 +299,6 @@ def _standing(
         for option in made.point.get("fields", ()):
             if not contains(api := fields.get(option, {}).get("api", ">=0"), level):
                 return "not-applicable", f"{option} is not in API level {level}, but in {api}"
-    if clause.law and (kind := _not_adapted(suite, case)):
-        return "not-applicable", f"{case.axes['method']} does not adapt {kind}"
     for name in case.requires:
         if name in lacks:
             return "unsupported", f"{name}: {lacks[name]}"
@@ -312,12 +312,9 @@ def can_inject(card: Mapping[str, Any], level: Version | str) -> bool:
     return any(yes for api, yes in injectable(card).items() if contains(api, level))
 
 
-def _not_adapted(suite: Suite, case: Case) -> str | None:
-    """The kind of layer in this case of a law that the method's card does not list, if there is one."""
+def _not_adapted(suite: Suite, case: Case) -> bool:
+    """Whether this case of a law has a layer that the method's card does not list."""
     method = suite.method(case.axes["method"])
     layers = method.fact("layers") if method else ()
-    for model in case.program["models"].values():
-        for path, kind, *_ in model.get("chain", ()):
-            if path == "layer" and kind not in layers:
-                return str(kind)
-    return None
+    chains = [model.get("chain", ()) for model in case.program["models"].values()]
+    return any(path == "layer" and kind not in layers for chain in chains for path, kind, *_ in chain)

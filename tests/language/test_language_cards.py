@@ -143,5 +143,4 @@ def test_a_card_that_is_complete_joins_the_laws_on_its_own_layers(tmp_path: Path
     expansion = expand(load_suite(specs), api_level="0.21.2", clauses=["law.forward"])
     layers = {case.axes["layer"] for case in expansion.cases if case.axes["method"] == "loha"}
     assert layers == {"one-linear", "one-linear-biasless", "one-conv1d", "one-conv2d"}
-    skipped = {s.reason for s in expansion.skipped if s.case.axes["method"] == "loha"}
-    assert skipped == {f"loha does not adapt {kind}" for kind in ("Conv1D", "Embedding", "Conv3d")}
+    assert not [s for s in expansion.skipped if s.case.axes["method"] == "loha"]
