@@ -185,3 +185,37 @@ def test_every_methods_config_has_the_same_fields_and_values(method: str, tmp_pa
         del data["peft_version"]
         written.append({k: sorted(v) if isinstance(v, list) else v for k, v in data.items()})
     assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"tinit": 2, "tfinal": 3}, {"deltaT": 3, "tfinal": 2}, {"beta1": 0.5, "beta2": 0.9, "target_r": 1}],
+)
+def test_adalora_allocates_the_same_ranks_step_by_step(options: dict[str, Any]) -> None:
+    """Two trainings side by side have the same parameters after every step and keep the same triplets."""
+    x = torch.randn(5, 8)
+    runs = []
+    for implementation in (peft_reference, upstream):
+        config = implementation.AdaLoraConfig(
+            **{"target_modules": r"lin.", "total_step": 10, "init_r": 4, "target_r": 2, **options}
+        )
+        model = implementation.get_peft_model(build(MLP), config)
+        perturb(model)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        runs.append((model, torch.optim.SGD(trained, lr=0.05)))
+    for step in range(12):
+        for model, optimizer in runs:
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+            model.base_model.update_and_allocate(step)
+        ours, theirs = (dict(model.named_parameters()) for model, _ in runs)
+        for name in ours:
+            torch.testing.assert_close(ours[name], theirs[name])
+    ours, theirs = (peft_state_dict(model) for model, _ in runs)
+    assert {name: tensor.shape for name, tensor in ours.items()} == {n: t.shape for n, t in theirs.items()}
+
+
+def peft_state_dict(model: Any) -> dict[str, torch.Tensor]:
+    implementation = peft_reference if isinstance(model, peft_reference.PeftModel) else upstream
+    return implementation.get_peft_model_state_dict(model)
