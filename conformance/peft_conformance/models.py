@@ -53,6 +53,7 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
             "Conv2d",
             "Conv3d",
             "ReLU",
+            "BatchNorm1d",
             "LayerNorm",
             "Dropout",
             "Flatten",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
+import types
 from typing import Any
 
-from peft_reference import combining, holder, injection, layer, model, wrappers
+from peft_reference import combining, holder, injection, layer, model, status, wrappers
 from peft_reference.methods import lora, lora_weighted
 
 from .activating import layers_of
@@ -363,3 +365,174 @@ def combining_is_linear_by_default(patch: Patches) -> None:
         pass
 
     patch.set(lora.LoraModel, "add_weighted_adapter", add_weighted_adapter)
+
+
+# Status and merging --------------------------------------------------------------------------------
+
+
+def _changes_layers(patch: Patches, **facts: Any) -> None:
+    @patch.replace(status, "_layer_status")
+    def _layer_status(original: Any, *args: Any) -> Any:
+        return dataclasses.replace(original(*args), **facts)
+
+
+@fake(
+    "The status of a layer never says that it is merged or disabled.",
+    caught_by=[
+        "model_status.merged:layer",
+        "model_status.merged:layer-disabled",
+        "model_status.merged:model-disabled",
+    ],
+)
+def status_is_always_normal(patch: Patches) -> None:
+    _changes_layers(patch, merged_adapters=[], enabled=True)
+
+
+@fake(
+    "The status of a model says that nothing is merged and everything is as in the first layer.",
+    caught_by=[
+        "model_status.merged:model",
+        *(f"model_status.irregular:{what}" for what in ("merged", "enabled", "active", "trains")),
+    ],
+)
+def status_is_never_irregular(patch: Patches) -> None:
+    @patch.replace(status, "_merged")
+    def _merged(original: Any, tuner_model: Any) -> Any:
+        return []
+
+    @patch.replace(status, "_common")
+    def _common(original: Any, values: Any) -> Any:
+        return next(iter(values), False)
+
+
+@fake(
+    "The status forgets the types, names layers by their class and counts nothing.",
+    caught_by=[
+        "model_status.layers:lora-layer",
+        "model_status.model:facts",
+        "model_status.injected:plain-name",
+        "model_status.injected:base-type",
+        "model_status.injected:no-adapter-model",
+        "model_status.injected:no-types",
+        "model_status.injected:active",
+    ],
+)
+def status_tells_little(patch: Patches) -> None:
+    _changes_layers(patch, name="layer", active_adapters=[])
+
+    @patch.replace(status, "get_model_status")
+    def get_model_status(original: Any, *args: Any, **kwargs: Any) -> Any:
+        lost = {"base_model_type": "model", "adapter_model_type": "", "peft_types": None, "total_params": 0}
+        return dataclasses.replace(original(*args, **kwargs), **lost)
+
+
+@fake(
+    "The functions return something else than the methods.",
+    caught_by=["model_status.layers:function-agrees", "model_status.model:function-agrees"],
+)
+def status_functions_differ(patch: Patches) -> None:
+    @patch.replace(status, "get_layer_status")
+    def get_layer_status(original: Any, *args: Any, **kwargs: Any) -> Any:
+        return [types.SimpleNamespace(name=layer.name) for layer in original(*args, **kwargs)]
+
+    @patch.replace(status, "get_model_status")
+    def get_model_status(original: Any, *args: Any, **kwargs: Any) -> Any:
+        return types.SimpleNamespace(enabled=True)
+
+    patch.set(model.AdaptedModel, "get_layer_status", lambda self: _true_layers(self))
+    patch.set(model.AdaptedModel, "get_model_status", lambda self: _true_model(self))
+
+
+_true_layers, _true_model = status.get_layer_status, status.get_model_status
+
+
+@fake(
+    "Asking for the status puts the model into training mode and forgets to go back.",
+    caught_by=[
+        f"model_status.{which}:frame" for which in ("layers", "model", "injected", "merged", "irregular")
+    ],
+)
+def status_starts_training(patch: Patches) -> None:
+    @patch.replace(status, "_named_holders")
+    def _named_holders(original: Any, tuner_model: Any) -> Any:
+        tuner_model.train()
+        return original(tuner_model)
+
+
+@fake(
+    "An index beyond the layers finds a layer: there is one entry too many.",
+    caught_by=["model_status.layers:raises"],
+)
+def status_lists_layers_twice(patch: Patches) -> None:
+    @patch.replace(status, "get_layer_status")
+    def get_layer_status(original: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs) * 2
+
+
+@fake(
+    "has_active_enabled_adapter is true whatever is active or disabled.",
+    like="peft 0.21.2",
+    caught_by=["model_status.active-enabled:disabled", "model_status.active-enabled:inactive"],
+)
+def some_adapter_always_acts(patch: Patches) -> None:
+    patch.set(model.AdaptedModel, "has_active_enabled_adapter", True)
+
+
+@fake(
+    "has_active_enabled_adapter is never true, and asking for it moves the model to training mode.",
+    caught_by=["model_status.active-enabled:usually", "model_status.active-enabled:frame"],
+)
+def no_adapter_ever_acts(patch: Patches) -> None:
+    patch.set(model.AdaptedModel, "has_active_enabled_adapter", property(lambda self: self.train() is None))
+
+
+@fake(
+    "Merging on top of another adapter replaces it.",
+    caught_by=[
+        *(f"merging.on-top:{what}" for what in ("both-act", "both-named")),
+        *(f"merging.added-later:{what}" for what in ("both-act", "both-named")),
+    ],
+)
+def merging_replaces_what_is_merged(patch: Patches) -> None:
+    @patch.replace(layer.BaseTunerLayer, "merge")
+    def merge(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+        self.unmerge()
+        names = kwargs.pop("adapter_names", None) or self.active_adapters
+        original(self, *args, adapter_names=names[-1:], **kwargs)
+
+
+@fake(
+    "Unmerging takes back the last merge only.",
+    caught_by=["merging.on-top:base-back"],
+)
+def unmerging_takes_back_one_merge(patch: Patches) -> None:
+    @patch.replace(layer.BaseTunerLayer, "merge")
+    def merge(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+        self._saved_base = None
+        original(self, *args, **kwargs)
+
+
+@fake(
+    "Merging changes the output and leaves a hook behind.",
+    caught_by=[
+        "merging.delete-active:same-output",
+        *(f"merging.{which}:frame" for which in ("on-top", "added-later", "delete-active")),
+    ],
+)
+def merging_leaves_hooks(patch: Patches) -> None:
+    @patch.replace(layer.BaseTunerLayer, "merge")
+    def merge(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self.weight.data.add_(0.01)
+        self.register_forward_pre_hook(lambda module, args: None)
+
+
+@fake(
+    "After the active adapter was deleted its name is merged all the same, and no other.",
+    caught_by=["merging.delete-active:other-merged"],
+)
+def merging_marks_nothing(patch: Patches) -> None:
+    @patch.replace(layer.BaseTunerLayer, "merge")
+    def merge(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self.merged_adapters = ["default"]
