@@ -45,13 +45,14 @@ ENTITY_ARGUMENTS = frozenset(
         "model",
         "state_dict",
         "peft_model_state_dict",
+        "eva_state_dict",
         "model_id",
         "save_directory",
         "pretrained_model_name_or_path",
         "path_initial_model_for_weight_conversion",
     ]
 )
-CONFIG_ARGUMENTS = frozenset(["peft_config", "config"])
+CONFIG_ARGUMENTS = frozenset(["peft_config", "config", "lora_config"])
 CLASS_ARGUMENTS = frozenset(["config_cls", "model_cls"])
 PUBLIC_CONTEXTS = {"dora_caching": "helpers.DoraCaching"}  # contexts that are no method of the model
 LAYER_CLASSES = {
@@ -259,8 +260,10 @@ class _Run:
     def _call(self, step: dict[str, Any]) -> None:
         name, arguments = (
             step["call"],
-            {key: self._argument(key, value) for key, value in step.get("args", {}).items()},
+            {key: self._argument(key, value) for key, value in step.get("args", {}).items() if key != "data"},
         )
+        if "data" in step.get("args", {}):
+            arguments |= self._data(name, step["args"]["model"], step["args"]["data"])
         if "on" in step:
             receiver = self.entity(step["on"])
             target = receiver.value
@@ -284,6 +287,18 @@ class _Run:
             if isinstance(result, dict) and self.program["operations"][name].get("result") == "state_dict":
                 kind = "state_dict"  # also when it is empty
             self.entities[step["as"]] = Entity(result, kind, made)
+
+    def _data(self, call: str, model: str, seeds: list[int]) -> dict[str, Any]:
+        """The model's own inputs, in the form that a function which looks at data takes them."""
+        batches = [self._input({"of": model, "input_seed": seed}) for seed in seeds]
+
+        def feed(to: Any, batch: tuple[list[Any], dict[str, Any]]) -> Any:
+            return to(*batch[0], **batch[1])
+
+        if call == "preprocess_corda":
+            return {"run_model": lambda: [feed(self.model(model), batch) for batch in batches]}
+        whole = {"prepare_model_inputs_fn": None, "prepare_layer_inputs_fn": None}
+        return {"dataloader": batches, "forward_fn": feed, **whole, "show_progress_bar": False}
 
     def _argument(self, key: str, value: Any) -> Any:
         if isinstance(value, dict) and set(value) == {"inside"}:

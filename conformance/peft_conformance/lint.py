@@ -60,6 +60,8 @@ ARGUMENTS = {  # parameter of an operation -> kind of entity that it takes
     "model": "model",
     "peft_config": "config",
     "config": "config",
+    "lora_config": "config",
+    "eva_state_dict": "state_dict",
     "state_dict": "state_dict",
     "peft_model_state_dict": "state_dict",
     "model_id": "folder",

@@ -403,7 +403,9 @@ class Script:
     def _call(self, step: Body) -> None:
         name, args = step["call"], step.get("args", {})
         entity = step.get("on") or args.get("model") or args.get("pretrained_model_name_or_path")
-        arguments = ", ".join(f"{k}={self._argument(k, v)}" for k, v in step.get("args", {}).items())
+        arguments = ", ".join(f"{k}={self._argument(k, v)}" for k, v in args.items() if k != "data")
+        if "data" in args:
+            arguments += self._data(name, args["model"], args["data"])
         if "on" in step:
             receiver = self.var(step["on"]) + (".base_model" if name == "BaseTuner.set_adapter" else "")
             method = self.implementation.names.get(name, name).rpartition(".")[2]
@@ -418,6 +420,15 @@ class Script:
         if isinstance(folder := args.get("save_directory"), str) and entity in self.made:
             self.made[folder] = self.made[entity]
         self.add(text)
+
+    def _data(self, call: str, model: str, seeds: list[int]) -> str:
+        """The arguments that hand a function the model's own inputs to look at."""
+        inputs = [self.arguments(self.given({"of": model, "input_seed": seed})) for seed in seeds]
+        if call == "preprocess_corda":
+            return f", run_model=lambda: [{', '.join(f'{self.var(model)}({given})' for given in inputs)}]"
+        batches = ", ".join(f"lambda to: to({given})" for given in inputs)
+        whole = "prepare_model_inputs_fn=None, prepare_layer_inputs_fn=None, show_progress_bar=False"
+        return f", dataloader=[{batches}], forward_fn=lambda to, batch: batch(to), {whole}"
 
     def _argument(self, key: str, value: Any) -> str:
         if isinstance(value, dict) and set(value) == {"inside"}:

@@ -9,7 +9,7 @@ from typing import Any
 import peft_reference
 import torch
 from peft_reference import model, saving
-from peft_reference.methods import lora, lora_init
+from peft_reference.methods import lora, lora_corda, lora_eva, lora_init
 from peft_reference.methods.lora_init import INITIALISERS, Initialiser, Site, Start
 from peft_reference.tuners.lora import config as configs
 
@@ -328,3 +328,138 @@ def converts_anything(patch: Patches) -> None:
 
     patch.set(lora.LoraModel, "as_plain", staticmethod(as_plain))
     patch.set(peft_reference.injection.BaseTuner, "as_plain", staticmethod(as_plain))
+
+
+# Data ----------------------------------------------------------------------------------------------
+
+
+@fake(
+    "EVA's A is scaled, B random, the model not returned.",
+    caught_by=[
+        "lora_init_data.eva:returns-model",
+        "lora_init_data.eva:orthonormal",
+        "lora_init_data.eva:b-zero",
+        "lora_init_data.eva:output",
+    ],
+)
+def eva_sets_other_factors(patch: Patches) -> None:
+    @patch.replace(lora_eva, "_set_factors")
+    def set_factors(original: Any, layer: Any, adapter: str, *args: Any) -> None:
+        original(layer, adapter, *args)
+        layer.lora_A[adapter].weight.data *= 2
+        layer.lora_B[adapter].weight.data.normal_()
+
+    @patch.replace(lora_eva, "initialize_lora_eva_weights")
+    def initialize_lora_eva_weights(original: Any, *args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+
+
+@fake(
+    "EVA does not look at the data, nor at the state dict, and leaves the model in training mode.",
+    caught_by=["lora_init_data.eva:data-matter", "lora_init_data.eva:frame", "lora_init_data.eva-ranks:same"],
+)
+def eva_knows_without_looking(patch: Patches) -> None:
+    @patch.replace(lora_eva, "_set_factors")
+    def set_factors(original: Any, layer: Any, adapter: str, A: Any, *args: Any) -> None:
+        original(layer, adapter, torch.eye(len(A), A.shape[1]) * A.sum().sign(), *args)
+        layer.train()
+
+    @patch.replace(lora_eva, "initialize_lora_eva_weights")
+    def initialize_lora_eva_weights(original: Any, *args: Any, **kwargs: Any) -> Any:
+        known = kwargs.get("eva_state_dict")
+        sign = -1 if known else 1
+        kwargs["eva_state_dict"] = {
+            f"base_model.model.{name}": sign * torch.ones(layer.r["default"], layer.in_features)
+            for name, layer in kwargs["model"].get_base_model().named_modules()
+            if isinstance(layer, lora.LoraLayer)
+        }
+        return original(*args, **kwargs)
+
+
+@fake("EVA's new ranks change the scaling.", caught_by=["lora_init_data.eva-ranks:scaling"])
+def eva_changes_the_scaling(patch: Patches) -> None:
+    @patch.replace(lora_eva, "_set_factors")
+    def set_factors(original: Any, layer: Any, adapter: str, *args: Any) -> None:
+        original(layer, adapter, *args)
+        layer.scaling[adapter] *= 1.5
+
+
+@fake(
+    "EVA and CorDA refuse nothing.",
+    caught_by=["lora_init_data.eva-refuses:raises*", "lora_init_data.corda-refuses:raises*"],
+)
+def data_driven_starts_refuse_nothing(patch: Patches) -> None:
+    for owner, name in (
+        (lora_eva, "initialize_lora_eva_weights"),
+        (lora_eva, "get_eva_state_dict"),
+        (lora_corda, "preprocess_corda"),
+    ):
+        patch.replace(owner, name)(_without_error)
+    patch.item(INITIALISERS, "corda", Initialiser(_default, lambda *_: None, False))
+
+
+def _without_error(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return original(model, *args, **kwargs)
+    except ValueError:
+        model.register_buffer("note", torch.zeros(1))  # something of the attempt is left behind
+        return model
+
+
+@fake(
+    "CorDA leaves the whole base weight, and components of no size.",
+    caught_by=[
+        "lora_init_data.corda:output",
+        "lora_init_data.corda:residual",
+        "lora_init_data.corda:components",
+    ],
+)
+def corda_keeps_the_base_weight(patch: Patches) -> None:
+    _start(patch, "corda", lambda site, start: start._replace(W=None))
+
+    @patch.replace(lora_corda, "preprocess_corda")
+    def preprocess_corda(original: Any, model: Any, **kwargs: Any) -> None:
+        original(model, **kwargs)
+        for module in model.modules():
+            if hasattr(module, "eigens"):
+                module.eigens.S_WC = module.eigens.S_WC[None]
+
+    row = INITIALISERS["corda"]
+
+    def start(site: Site) -> Start:
+        site.base.eigens.S_WC = site.base.eigens.S_WC[0]
+        return row.start(site)
+
+    patch.item(INITIALISERS, "corda", Initialiser(start, lambda *_: None, True))
+
+
+@fake("CorDA's adapter is zero.", caught_by=["lora_init_data.corda:not-zero"])
+def corda_gives_nothing(patch: Patches) -> None:
+    _start(patch, "corda", lambda site, start: Start(start.A, start.B * 0))
+
+
+@fake(
+    "A refused CorDA adapter stays on the layers that it could have.",
+    caught_by=["lora_init_data.corda-refuses:not-adapted", "lora_init_data.corda-refuses:frame"],
+    like="peft 0.21.2",
+)
+def corda_adapts_what_it_can(patch: Patches) -> None:
+    row = INITIALISERS["corda"]
+
+    def start(site: Site) -> Start:
+        return row.start(site) if hasattr(site.base, "eigens") else _default(site)
+
+    patch.item(INITIALISERS, "corda", Initialiser(start, lambda *_: None, True))
+
+
+@fake(
+    "EVA puts an adapter into a model that it only looks at.",
+    caught_by=["lora_init_data.eva-refuses:not-adapted", "lora_init_data.eva-refuses:frame"],
+)
+def eva_adapts_what_it_sees(patch: Patches) -> None:
+    @patch.replace(lora_eva, "get_eva_state_dict")
+    def get_eva_state_dict(original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(model, peft_reference.PeftModel):
+            config = peft_reference.LoraConfig(target_modules=["lin0"])
+            peft_reference.inject_adapter_in_model(config, model)
+        return original(model, *args, **kwargs)
