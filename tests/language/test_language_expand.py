@@ -241,14 +241,16 @@ def test_a_program_expects_nothing(expanded: Callable[..., Expansion]) -> None:
 
 def test_steps_inside_within_are_indexed_below_it(expanded: Callable[..., Expansion]) -> None:
     when = expanded("words.all").cases[0].program["when"]
-    (inner,) = when[3]["within"]["steps"]
-    assert (when[3]["index"], inner["index"], inner["label"]) == (3, "3.0", "disabled")
+    block = next(step for step in when if "within" in step)
+    (inner,) = block["within"]["steps"]
+    assert when[block["index"]] is block
+    assert (inner["index"], inner["label"]) == (f"{block['index']}.0", "disabled")
 
 
 def test_a_program_names_what_the_driver_needs(expanded: Callable[..., Expansion]) -> None:
     program = expanded("words.all").cases[0].program
     assert program["case"] == "words.all"
-    assert set(program["models"]) == {"mlp"}
+    assert set(program["models"]) == {"mlp", "tiny-bert"}
     assert program["values"] == ["before", "after"]
     assert program["operations"]["PeftModel.save_pretrained"]["path"] == "PeftModel.save_pretrained"
     assert {"lora_A", "lora_embedding_B", "vera_lambda_d", "prompt_embeddings"} <= set(program["slots"])
