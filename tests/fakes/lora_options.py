@@ -308,3 +308,25 @@ def loads_another_stack(patch: Patches) -> None:
         pairs = original(ranges, length)
         seen.append(pairs)
         return pairs if len(seen) == 1 else pairs[::-1]
+
+
+@fake(
+    "A Mistral model has the values adapted by default, and not the queries.",
+    caught_by=["targets.default-mistral:adapted"],
+)
+def forgets_queries_of_mistral(patch: Patches) -> None:
+    patch.item(lora.LoraModel.target_module_mapping, "mistral", ("v_proj",))
+
+
+@fake(
+    "Among convolutions the ones that the regular expression does not name are adapted.",
+    caught_by=["targets.regex-convolutions:adapted", "targets.regex-convolutions:head-plain"],
+)
+def adapts_other_convolutions(patch: Patches) -> None:
+    from peft_reference import injection
+
+    @patch.replace(injection, "select_targets")
+    def select_targets(original: Any, config: Any, targets: Any, modules: Any, *more: Any) -> list[str]:
+        names = original(config, targets, modules, *more)
+        other = [n for n, module in modules.items() if isinstance(module, nn.Conv2d) and n not in names]
+        return other or names
