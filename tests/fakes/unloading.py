@@ -380,6 +380,28 @@ def stays_disabled(patch: Patches) -> None:
 
 
 @fake(
+    "disable_adapter disables when it is called, before its block is entered.",
+    caught_by=[
+        "peft_model.disable-without-block:still-adapted",
+        "peft_model.disable-without-block:still-enabled",
+    ],
+)
+def disables_at_the_call(patch: Patches) -> None:
+    @patch.replace(model.PeftModel, "disable_adapter")
+    def disable_adapter(original: Any, self: Any) -> Any:
+        self.base_model.disable_adapter_layers()
+
+        @contextmanager
+        def block() -> Any:
+            try:
+                yield
+            finally:
+                self.base_model.enable_adapter_layers()
+
+        return block()
+
+
+@fake(
     "disable_adapter does not put the adapters back when its block raises.",
     caught_by=[
         "peft_model.disable-after-error:adapted-after",
