@@ -543,3 +543,20 @@ def merging_marks_nothing(patch: Patches) -> None:
     def merge(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         self.merged_adapters = ["default"]
+
+
+# Loading a further adapter -------------------------------------------------------------------------
+
+
+@fake("load_adapter leaves the type of the weights alone.", caught_by=["load.adapter-autocast:raised"])
+def loads_in_half_precision(patch: Patches) -> None:
+    @patch.replace(model.AdaptedModel, "load_adapter")
+    def load_adapter(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(self, *args, **{**kwargs, "autocast_adapter_dtype": False})
+
+
+@fake("load_adapter raises the weights without being asked.", caught_by=["load.adapter-autocast:kept"])
+def loads_in_single_precision(patch: Patches) -> None:
+    @patch.replace(model.AdaptedModel, "load_adapter")
+    def load_adapter(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(self, *args, **{**kwargs, "autocast_adapter_dtype": True})
