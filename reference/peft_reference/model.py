@@ -53,6 +53,7 @@ class AdaptedModel(nn.Module):
         self.base_model = tuner_cls(model, peft_config, adapter_name, low_cpu_mem_usage)
         self.training = model.training
         cast_adapter_dtype(model, adapter_name, autocast_adapter_dtype)
+        self._base_changed = peft_config.changes_base  # for good: deleting the adapter brings nothing back
 
     @classmethod
     def tuner_for(cls, config: PeftConfig) -> type[BaseTuner]:
@@ -161,7 +162,8 @@ class AdaptedModel(nn.Module):
         if adapter_name in self.peft_config:
             raise ValueError(f"An adapter '{adapter_name}' already exists.")
         _warn_about_name(adapter_name, self.base_model.method_for(config))
-        if any(c.changes_base for c in (config, *self.peft_config.values())):
+        base_changed = self._base_changed or config.changes_base
+        if base_changed:
             warnings.warn(
                 "An adapter that begins by changing the base weights (PiSSA, CorDA, OLoRA, ...) should be "
                 "alone: save it as plain LoRA with `path_initial_model_for_weight_conversion`.",
@@ -169,6 +171,7 @@ class AdaptedModel(nn.Module):
             )
         done = self.base_model.add_adapter(adapter_name, config, low_cpu_mem_usage)
         cast_adapter_dtype(self.get_base_model(), adapter_name, autocast)
+        self._base_changed = base_changed
         return done
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:

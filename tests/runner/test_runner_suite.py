@@ -239,7 +239,9 @@ def tiny_here(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pyt
 
 
 def test_snapshots_are_stored_compared_and_cleared_away(own_specs: Path, tmp_path: Path) -> None:
-    stored = run_suite(tmp_path, "tiny", "-q", "-k", "pictured", "--snapshot-update", specs=own_specs)
+    stored = run_suite(
+        tmp_path, "tiny", "-q", "-k", "pictured", "--snapshot-update", "-W", "error", specs=own_specs
+    )
     assert stored.status == pytest.ExitCode.OK, stored.text
     file = own_specs / "__snapshots__" / "good.pictured--picture.txt"
     assert file.read_text("utf-8").split() == ["model", "adapter_names", "requires_grad", "=", "true"]
