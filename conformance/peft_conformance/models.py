@@ -68,10 +68,7 @@ LAYERS: dict[str, Callable[..., nn.Module]] = {
 
 # Class name -> how a chain calls it, for those that take or return more than one tensor.
 CALLS: dict[str, tuple[Callable[[Any, torch.Tensor], torch.Tensor], str]] = {
-    "MultiheadAttention": (
-        lambda module, x: module(x, x[..., : module.kdim], x[..., : module.vdim])[0],
-        "{0}(x, x[..., :{0}.kdim], x[..., :{0}.vdim])[0]",
-    ),
+    "MultiheadAttention": (lambda module, x: module(x, x, x)[0], "{}(x, x, x)[0]"),
     "LSTM": (lambda module, x: module(x)[0], "{}(x)[0]"),
 }
 

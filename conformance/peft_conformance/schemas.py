@@ -49,6 +49,30 @@ def _all_of(validator: Any, parts: Any, instance: Any, schema: Any) -> Iterator[
             yield from validator.descend(instance, part, schema_path=index)
 
 
+def _descend(
+    validator: Any,
+    instance: Any,
+    schema: Any,
+    path: Any = None,
+    schema_path: Any = None,
+    resolver: Any = None,
+) -> Iterator[Any]:
+    """The errors of a part; its validator is kept, since making one costs more than most parts take."""
+    for error in _part_validator(validator, schema).iter_errors(instance):
+        if path is not None:
+            error.path.appendleft(path)
+        if schema_path is not None:
+            error.schema_path.appendleft(schema_path)
+        yield error
+
+
+def _part_validator(validator: Any, schema: Any) -> Any:
+    # By identity: schemas are not hashable, and the validator that is kept keeps its schema from being freed.
+    if (found := _PARTS.get(id(schema))) is None:
+        found = _PARTS[id(schema)] = validator.evolve(schema=schema)
+    return found
+
+
 def _one_of(validator: Any, branches: Any, instance: Any, schema: Any) -> Iterator[Any]:
     """`oneOf` without trying each branch, where the branches are told apart by a key that each requires."""
     told = [_told_by_keys(branch, instance) for branch in branches]
@@ -62,6 +86,8 @@ _FORMATS = FormatChecker(formats=())
 _FORMATS.checks("api-range", raises=InvalidSpecifier)(lambda text: SpecifierSet(str(text)) is not None)
 _FORMATS.checks("regex", raises=re.error)(lambda text: re.compile(str(text)) is not None)
 _Validator = extend(Draft202012Validator, {"allOf": _all_of, "oneOf": _one_of})
+_Validator.descend = _descend
+_PARTS: dict[int, Any] = {}
 
 
 @cache

@@ -65,7 +65,8 @@ def test_a_model_and_its_source_have_the_same_weights_and_outputs(name: str) -> 
         drawn: Any = scope["drawn"]
         assert list(tensors) == list(texts)
         assert all(torch.equal(a, b) for a, b in zip(tensors.values(), drawn, strict=True))
-        if None in tensors:
+        # One tensor cannot be query and key of two sizes: that model is only ever refused.
+        if None in tensors and name != "cross-sized-attention":
             one, other = ours(tensors[None]), theirs(tensors[None])
             assert torch.equal(getattr(one, "logits", one), getattr(other, "logits", other))
 
