@@ -431,19 +431,19 @@ def deletes_from_the_first_layer_only(patch: Patches) -> None:
     ],
 )
 def deletes_all_adapters(patch: Patches) -> None:
-    @patch.replace(adapters, "delete_adapter")
-    def delete_adapter(original: Any, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+    @patch.replace(adapters, "delete_from")
+    def delete_from(original: Any, found: Any, adapter_name: str) -> Any:
         result = None
-        for name in {n for held in adapters.holders(model) for n in held.all_adapters()}:
-            result = original(model, name, *args, **kwargs)
+        for name in {n for held in found for n in held.all_adapters()}:
+            result = original(found, name)
         return result
 
 
 @fake("delete_adapter does nothing.", caught_by=["delete.removes-weights:gone"])
 def deletes_nothing(patch: Patches) -> None:
-    @patch.replace(adapters, "delete_adapter")
-    def delete_adapter(original: Any, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
-        return adapters.active_adapters_of(model) or None
+    @patch.replace(adapters, "delete_from")
+    def delete_from(original: Any, found: Any, adapter_name: str) -> Any:
+        return list(found[0].active_adapters) or None
 
 
 @fake(

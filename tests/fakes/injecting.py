@@ -1174,7 +1174,10 @@ def base_layer_under_another_name(patch: Patches) -> None:
             ("original" if name == "base_layer" else name): m for name, m in self._modules.items()
         }
 
-    patch.replace(layer.BaseTunerLayer, "get_base_layer")(lambda original, self: self._modules["original"])
+    @patch.replace(layer.BaseTunerLayer, "__getattr__")
+    def __getattr__(original: Any, self: Any, name: str) -> Any:
+        renamed = name == "base_layer" and "original" in self._modules
+        return self._modules["original"] if renamed else original(self, name)
 
     @patch.replace(layer.BaseTunerLayer, "forward")
     def forward(original: Any, self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
