@@ -101,4 +101,7 @@ def reference_as_it_is() -> dict[str, Any]:
             held[f"{name}.{key}"] = value
             if isinstance(value, type) and value.__module__.startswith("peft_reference"):
                 held |= {f"{name}.{key}.{attribute}": inside for attribute, inside in vars(value).items()}
+                held.pop(f"{name}.{key}.__annotations__", None)  # looking at a class may make them
+            elif isinstance(value, dict) and not key.startswith("__"):
+                held |= {f"{name}.{key}[{entry!r}]": inside for entry, inside in value.items()}
     return held
