@@ -25,7 +25,15 @@ def layers_of(module: nn.Module) -> list[Any]:
 
 @fake(
     "set_adapter does nothing.",
-    caught_by=["set_adapter.peft-model-single:active-name", "set_adapter.peft-model-single:layers"],
+    caught_by=[
+        "set_adapter.peft-model-single:active-name",
+        "set_adapter.peft-model-single:layers",
+        "mixed.both-act:active",
+        "mixed.both-act:both-train",
+        "mixed.delete:active",
+        "delete.peft-model:active-name",
+        "delete.peft-model:other-trains",
+    ],
     points=[{"adapter": "b"}],
 )
 def set_adapter_does_nothing(patch: Patches) -> None:
@@ -212,7 +220,7 @@ def activates_on_add(patch: Patches) -> None:
 
 @fake(
     "An adapter that is added trains at once, though it is inactive.",
-    caught_by=["peft_model.add-adapter:new-frozen"],
+    caught_by=["peft_model.add-adapter:new-frozen", "mixed.add:new-frozen"],
     like="peft 0.21.2, for embeddings in half precision",
 )
 def trains_on_add(patch: Patches) -> None:
@@ -428,6 +436,7 @@ def deletes_from_the_first_layer_only(patch: Patches) -> None:
         "delete.removes-weights:other-stays",
         "law.delete:others-kept",
         "functional.any-module:remaining",
+        "law.delete:others-kept",
     ],
 )
 def deletes_all_adapters(patch: Patches) -> None:
@@ -439,7 +448,9 @@ def deletes_all_adapters(patch: Patches) -> None:
         return result
 
 
-@fake("delete_adapter does nothing.", caught_by=["delete.removes-weights:gone"])
+@fake(
+    "delete_adapter does nothing.", caught_by=["delete.removes-weights:gone", "mixed.delete:nothing-of-third"]
+)
 def deletes_nothing(patch: Patches) -> None:
     @patch.replace(adapters, "delete_from")
     def delete_from(original: Any, found: Any, adapter_name: str) -> Any:
@@ -476,12 +487,12 @@ def delete_returns_the_deleted(patch: Patches) -> None:
     "After the active adapter is deleted none is active.", caught_by=["delete.returns-remaining:now-active"]
 )
 def delete_activates_no_other(patch: Patches) -> None:
-    @patch.replace(adapters, "delete_adapter")
-    def delete_adapter(original: Any, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
-        was_active = adapter_name in adapters.active_adapters_of(model)
-        result = original(model, adapter_name, *args, **kwargs)
+    @patch.replace(adapters, "delete_from")
+    def delete_from(original: Any, found: Any, adapter_name: str) -> Any:
+        was_active = any(adapter_name in held.active_adapters for held in found)
+        result = original(found, adapter_name)
         if was_active:
-            for held in adapters.holders(model):
+            for held in found:
                 held._active_adapter = []
         return result
 
@@ -491,10 +502,10 @@ def delete_activates_no_other(patch: Patches) -> None:
     caught_by=["delete.trains-next:next-trains"],
 )
 def delete_leaves_the_next_frozen(patch: Patches) -> None:
-    @patch.replace(adapters, "delete_adapter")
-    def delete_adapter(original: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        flags = [(p, p.requires_grad) for p in model.parameters()]
-        result = original(model, *args, **kwargs)
+    @patch.replace(adapters, "delete_from")
+    def delete_from(original: Any, found: Any, adapter_name: str) -> Any:
+        flags = [(p, p.requires_grad) for held in found for p in held.parameters()]
+        result = original(found, adapter_name)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         return result
@@ -645,7 +656,12 @@ def peft_model_delete_takes_the_active_one(patch: Patches) -> None:
 
 @fake(
     "cast_adapter_dtype does nothing.",
-    caught_by=["cast.raises-half:adapter-float32", "get_peft_model.autocast:adapter-float32"],
+    caught_by=[
+        "cast.raises-half:adapter-float32",
+        "get_peft_model.autocast:adapter-float32",
+        "mixed.autocast:cast",
+        "mixed.load-autocast:cast",
+    ],
 )
 def casts_nothing(patch: Patches) -> None:
     patch.replace(adapters, "cast_adapter_dtype")(lambda original, *args, **kwargs: None)

@@ -292,6 +292,17 @@ def other_adapters_have_the_default_rank(patch: Patches) -> None:
         "peft_model.forward-keywords:adapter-acts",
         "law.forward:not-base",
         "lora_config.init-false:no-identity",
+        "add_weighted_adapter.inactive:acts",
+        "add_weighted_adapter.inactive:other-output",
+        "replication.trains-apart:acts",
+        "replication.trains-apart:all-train",
+        "mixed_batch.transformers:adapters-differ",
+        "mixed_batch.generate:adapters-differ",
+        "mixed.create:acts",
+        "mixed.both-act:first-only",
+        "mixed.gradients:adapters",
+        "mixed.disable:acted",
+        "tying.lora-tied-merge:acts",
     ],
 )
 def adapters_do_not_act(patch: Patches) -> None:

@@ -30,6 +30,11 @@ from .fake import Patches, fake
         "inject_sd.keys-decide:base-frozen",
         "peft_model.active-together:base-grad",
         "lora_config.bias-trains:weights-frozen",
+        "mixed.create:base-frozen",
+        "mixed.gradients:base",
+        "mixed.load-frozen:base",
+        "replication.trains-apart:base-frozen",
+        "mha.adapts:base-frozen",
     ],
 )
 def forgets_to_freeze(patch: Patches) -> None:
@@ -89,6 +94,11 @@ def trains_biases_anyway(patch: Patches) -> None:
         "lora_config.bias-trains:adapter-trains",
         "low_memory.get-peft-model:adapter-trains",
         "inject_sd.keys-decide:one-layer",
+        "mixed.create:trains",
+        "mha.adapts:adapter-trains",
+        "ia3.modules-to-save:trains",
+        "tying.tokens-list-untied:rows",
+        "tying.tokens-separate:rows",
     ],
 )
 def freezes_the_adapter_too(patch: Patches) -> None:
@@ -244,7 +254,13 @@ def adapts_by_patching(patch: Patches) -> None:
 
 @fake(
     "An adapter that was injected is inactive until it is set.",
-    caught_by=["law.tensors:adapted", "inject.adapter-name:on-layer"],
+    caught_by=[
+        "law.tensors:adapted",
+        "inject.adapter-name:on-layer",
+        "mixed.create:active",
+        "mixed.load:active",
+        "mixed.add:active",
+    ],
 )
 def injects_inactive_adapters(patch: Patches) -> None:
     @patch.replace(injection.Injection, "apply")
@@ -727,6 +743,7 @@ def rewrites_the_callers_config(patch: Patches) -> None:
         "law.meta:on-meta",
         "inject_sd.meta:on-meta",
         "set_state_dict.fills-meta:meta-before",
+        "mixed.low-memory:second",
     ],
 )
 def ignores_low_cpu_mem_usage(patch: Patches) -> None:
@@ -736,7 +753,10 @@ def ignores_low_cpu_mem_usage(patch: Patches) -> None:
         return original(self, held, create)
 
 
-@fake("low_cpu_mem_usage moves the base layers to meta as well.", caught_by=["inject.meta:base-real"])
+@fake(
+    "low_cpu_mem_usage moves the base layers to meta as well.",
+    caught_by=["inject.meta:base-real", "mixed.low-memory:base-stays"],
+)
 def moves_the_base_to_meta(patch: Patches) -> None:
     @patch.replace(injection.Injection, "_create")
     def _create(original: Any, self: Any, held: Any, create: Any) -> Any:
@@ -748,7 +768,7 @@ def moves_the_base_to_meta(patch: Patches) -> None:
 
 @fake(
     "Adapters are always made on meta.",
-    caught_by=["inject.meta:plain-real", "get_peft_model.in-place:adapter-device"],
+    caught_by=["inject.meta:plain-real", "get_peft_model.in-place:adapter-device", "mixed.create:identity"],
 )
 def always_on_meta(patch: Patches) -> None:
     @patch.replace(injection.Injection, "_create")
@@ -1020,7 +1040,11 @@ def modules_to_save_share_parameters(patch: Patches) -> None:
 
 @fake(
     "The copy of a module to save is frozen.",
-    caught_by=["inject.modules-to-save:copy-trains", "peft_model.modules-to-save:copy-trains"],
+    caught_by=[
+        "inject.modules-to-save:copy-trains",
+        "peft_model.modules-to-save:copy-trains",
+        "tying.copies-one:one-copy",
+    ],
 )
 def modules_to_save_copy_is_frozen(patch: Patches) -> None:
     @patch.replace(wrappers.ModulesToSaveWrapper, "set_requires_grad")
@@ -1164,6 +1188,7 @@ def matrices_have_biases(patch: Patches) -> None:
         "inject.parameter-names:names",
         "inject.full-state:base-present",
         "inject.module-tree:base-layer",
+        "inject.full-state:base-present",
     ],
 )
 def base_layer_under_another_name(patch: Patches) -> None:

@@ -298,19 +298,6 @@ def shares_adapters_of_copies(patch: Patches) -> None:
 
 
 @fake(
-    "A loaded adapter's layers are replicated in another order.", caught_by=["replication.file:same-output"]
-)
-def loads_another_stack(patch: Patches) -> None:
-    seen: list[Any] = []
-
-    @patch.replace(lora_replication, "_checked")
-    def checked(original: Any, ranges: Any, length: int) -> list[tuple[int, int]]:
-        pairs = original(ranges, length)
-        seen.append(pairs)
-        return pairs if len(seen) == 1 else pairs[::-1]
-
-
-@fake(
     "A Mistral model has the values adapted by default, and not the queries.",
     caught_by=["targets.default-mistral:adapted"],
 )

@@ -468,7 +468,10 @@ def ignores_bias(patch: Patches) -> None:
     patch.replace(injection.Injection, "_unfreeze_biases")(lambda original, self: None)
 
 
-@fake("Copies of modules_to_save are not in the state dict.", caught_by=["checkpoint.modules-to-save:keys"])
+@fake(
+    "Copies of modules_to_save are not in the state dict.",
+    caught_by=["checkpoint.modules-to-save:keys", "ia3.modules-to-save:saved"],
+)
 def forgets_modules_to_save(patch: Patches) -> None:
     @patch.replace(state_dict, "adapter_entries")
     def adapter_entries(original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -526,6 +529,9 @@ def auto_never_saves_embeddings(patch: Patches) -> None:
         "set_state_dict.round-trip:same-output",
         "set_state_dict.documented-example:same-weights",
         "law.round-trip:same-state",
+        "dora.merge-file:same-output",
+        "replication.file:same-output",
+        "mha.round-trip:loaded",
     ],
 )
 def sets_nothing(patch: Patches) -> None:

@@ -27,7 +27,7 @@ def merges_the_first_active_adapter(patch: Patches) -> None:
 
 @fake(
     "merge_adapter marks the layers as merged and writes nothing.",
-    caught_by=["peft_model.merge-adapter:weight-written"],
+    caught_by=["peft_model.merge-adapter:weight-written", "lycoris.core-on-conv1d:merges"],
 )
 def merges_nothing(patch: Patches) -> None:
     @patch.replace(LAYER, "merged_base")
@@ -111,7 +111,12 @@ def unmerge_resets_the_adapter(patch: Patches) -> None:
 
 @fake(
     "unmerge_adapter only forgets that the layers are merged.",
-    caught_by=["peft_model.merge-adapter:weight-restored", "law.unmerge:as-base"],
+    caught_by=[
+        "peft_model.merge-adapter:weight-restored",
+        "law.unmerge:as-base",
+        "tying.lora-tied-merge:unmerged-as-adapted",
+        "mha.round-trip:unmerged",
+    ],
 )
 def unmerges_nothing(patch: Patches) -> None:
     @patch.replace(LAYER, "unmerge")
@@ -235,7 +240,11 @@ def merges_twice(patch: Patches) -> None:
 
 @fake(
     "merge_and_unload returns a copy of the model.",
-    caught_by=["peft_model.merge-and-unload:same-object"],
+    caught_by=[
+        "peft_model.merge-and-unload:same-object",
+        "mixed.merge-and-unload:same-model",
+        "mixed.unload:same-model",
+    ],
 )
 def unloads_a_copy(patch: Patches) -> None:
     @patch.replace(merging, "unload")
@@ -258,7 +267,11 @@ def unload_rebuilds_layers(patch: Patches) -> None:
 
 @fake(
     "merge_and_unload does not merge.",
-    caught_by=["peft_model.merge-and-unload:output", "peft_model.merge-and-unload-transformers:output"],
+    caught_by=[
+        "peft_model.merge-and-unload:output",
+        "peft_model.merge-and-unload-transformers:output",
+        "tying.copies-tied:merged-same",
+    ],
 )
 def unloads_without_merging(patch: Patches) -> None:
     @patch.replace(merging, "unload")
@@ -358,6 +371,7 @@ def unload_leaves_wrappers(patch: Patches) -> None:
         "peft_model.disable-adapter:base-inside",
         "peft_model.disable-adapter:disabled-inside",
         "law.disabled:as-base",
+        "replication.trains-apart:disabled",
     ],
 )
 def disables_nothing(patch: Patches) -> None:
@@ -371,6 +385,7 @@ def disables_nothing(patch: Patches) -> None:
         "peft_model.disable-adapter:adapted-after",
         "peft_model.disable-adapter:enabled-after",
         "law.disabled:as-before",
+        "mixed.disable:adapted-after",
     ],
 )
 def stays_disabled(patch: Patches) -> None:
