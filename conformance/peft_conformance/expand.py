@@ -299,6 +299,9 @@ def _standing(
         for option in made.point.get("fields", ()):
             if not contains(api := fields.get(option, {}).get("api", ">=0"), level):
                 return "not-applicable", f"{option} is not in API level {level}, but in {api}"
+        for kind, api in made.card.get("layers_since", {}).items():
+            if kind in _layer_kinds(case) and not contains(api, level):
+                return "not-applicable", f"{made.card['method']} adapts {kind} in API level {api}"
     for name in case.requires:
         if name in lacks:
             return "unsupported", f"{name}: {lacks[name]}"
@@ -315,6 +318,10 @@ def can_inject(card: Mapping[str, Any], level: Version | str) -> bool:
 def _not_adapted(suite: Suite, case: Case) -> bool:
     """Whether this case of a law has a layer that the method's card does not list."""
     method = suite.method(case.axes["method"])
-    layers = method.fact("layers") if method else ()
+    return not _layer_kinds(case) <= set(method.fact("layers") if method else ())
+
+
+def _layer_kinds(case: Case) -> set[str]:
+    """The kinds of the layers that are called `layer`, the one that a law adapts."""
     chains = [model.get("chain", ()) for model in case.program["models"].values()]
-    return any(path == "layer" and kind not in layers for chain in chains for path, kind, *_ in chain)
+    return {kind for chain in chains for path, kind, *_ in chain if path == "layer"}
