@@ -130,10 +130,9 @@ def trace(
             console.print(f"    {_answer(demand)}", markup=False)
     console.print("\nclauses", style="bold")
     for clause in suite.clauses:
-        answered = [d for d in chosen if clause.id in d.clauses]
-        if clause.id in (only or ()):
-            answered = [d for d in found if clause.id in d.clauses]
-        elif only and not answered:
+        named = clause.id in (only or ())
+        answered = [d for d in (found if named else chosen) if clause.id in d.clauses]
+        if only and not named and not answered:
             continue
         console.print(f"  {clause.id}  {clause.text}", markup=False)
         told = [d.id for d in answered] or [f"observed: {s['observed']}" for s in clause.sources]
