@@ -40,6 +40,7 @@ FOLDERS = {  # folder below specs/ -> schema of its files
 BESIDE_WORD = {"id", "level", "because"}  # keys of a check beside the one that names it
 SECTIONS = {  # of the vocabulary -> what one entry is called
     "models": "model",
+    "configs": "config",
     "sets": "set",
     "tolerances": "tolerance",
     "errors": "error class",
@@ -77,6 +78,9 @@ class Suite:
     clauses: tuple[Clause, ...] = ()  # laws included
     cards: dict[str, Map] = field(default_factory=dict)  # PEFT_TYPE -> method card
     models: dict[str, Map] = field(default_factory=dict)
+    configs: dict[str, Map] = field(
+        default_factory=dict
+    )  # a config's class -> the fields that others take over
     sets: dict[str, Map] = field(default_factory=dict)
     tolerances: dict[str, Map] = field(default_factory=dict)
     errors: dict[str, Map] = field(default_factory=dict)
@@ -204,8 +208,24 @@ def _assemble(specs_dir: Path, files: dict[Path, Map]) -> Suite:
             raw_clauses += [(file, data, item, line) for item, line in zip(items, items.lines, strict=True)]
     if errors:
         raise SpecErrors(errors)
+    for card in suite.cards.values():
+        _take_over(suite, card)
     clauses = [_clause(suite, *raw) for raw in raw_clauses]
     return Suite(**{**vars(suite), "clauses": tuple(clauses)})
+
+
+def _take_over(suite: Suite, card: Map) -> None:
+    """Complete the fields of a card's config by those of what it is based on, which come first."""
+    config = holder = card["config"]
+    while holder.get("base") in suite.configs:
+        holder = suite.configs[holder["base"]]
+        merged, own = Map(holder.line), config.get("fields", Map(holder.line))
+        for fields in (holder["fields"], own):
+            merged.update(fields)
+            merged.lines.update(fields.lines)
+        config["fields"] = merged
+    if "peft_type" in config.get("fields", ()):
+        config["fields"]["peft_type"] = {"type": "str", "default": card["method"]}
 
 
 def _clause(suite: Suite, file: Path, data: Map, raw: Map, line: int) -> Clause:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from peft_conformance.models import LAYERS
 from peft_conformance.ranges import outside, untiled
 from peft_conformance.reading import Map, Seq, SpecError, closest
 from peft_conformance.schemas import schema_errors
-from peft_conformance.trace import demands, gaps
+from peft_conformance.trace import demands, gaps, rows_of
 
 NO_CARD = ("none", "unknown", "not-a-config")  # what make_config makes beside the configs of methods
 MAKES = {
@@ -136,6 +136,9 @@ def _vocabulary(suite: Suite) -> Iterator[SpecError]:
 def _cards(suite: Suite) -> Iterator[SpecError]:
     for card in suite.cards.values():
         file, config = suite.file_of(card), card["config"]
+        if "base" in config and config["base"] not in suite.configs:
+            message = f"unknown config {config['base']!r}"
+            yield SpecError(file, config.lines["base"], message, closest(config["base"], suite.configs))
         options = [
             config["use"],
             config.get("second", {}),
@@ -232,6 +235,8 @@ def _coverage(suite: Suite) -> Iterator[SpecError]:
                 d.file, d.line, f"{d.name} names {d.same_as}, which itself names another sentence"
             )
     for d in gaps(found):
+        if d.group in suite.rows.get("pending", ()):
+            continue
         yield SpecError(d.file, d.line, f"{d.name} has neither a clause nor a reason to be excluded")
     rows = {d.id for d in found if d.kind == "row"}
     excluded = suite.rows.get("excluded", {})
@@ -319,8 +324,10 @@ class _ClauseLint:
                 self.known("sentence", source["sentence"], sentences, line, of=source["document"])
         rows = {row for listed in suite.rows.get("areas", {}).values() for row in listed}
         for row, line in zip(clause.rows, raw["rows"].lines if clause.rows else (), strict=True):
-            if suite.rows:  # a suite of its own need not have the inventory
+            if suite.rows and "{method}" not in row:  # a suite of its own need not have the inventory
                 self.known("row", row, rows, line)
+            elif suite.rows and rows.isdisjoint(rows_of(suite, replace(clause, rows=(row,)))):
+                self.error(line, f"{row} is no row of any method that {clause.id} runs on")
         levels = {clause.level: raw.lines["level"]}
         levels |= {c.level: c.line for v in clause.variants for c in v.checks if c.level != clause.level}
         if all("observed" in source for source in clause.sources):

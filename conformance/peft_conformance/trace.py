@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from peft_conformance.cases import Clause
 from peft_conformance.language import Suite
 
 
@@ -67,7 +68,7 @@ def _sentences(suite: Suite) -> Iterator[Demand]:
 def _rows(suite: Suite) -> Iterator[Demand]:
     citing = defaultdict(list)
     for clause in suite.clauses:
-        for row in clause.rows:
+        for row in rows_of(suite, clause):
             citing[row].append(clause.id)
     if not suite.rows:  # a suite of its own need not have the inventory
         return
@@ -86,6 +87,17 @@ def _rows(suite: Suite) -> Iterator[Demand]:
                 file=file,
                 line=excluded.lines[row] if row in excluded else line,
             )
+
+
+def rows_of(suite: Suite, clause: Clause) -> Iterator[str]:
+    """The rows that a clause answers; `K.{method}.merge` of a law is one for each method that it runs on."""
+    for row in clause.rows:
+        if "{method}" not in row:
+            yield row
+            continue
+        methods = [suite.method(value) for value in clause.matrix.get("method", ())]
+        for name in sorted({made.card["method"] for made in methods if made is not None}):
+            yield row.replace("{method}", name.lower().replace("_", "-"))
 
 
 def gaps(found: list[Demand]) -> list[Demand]:

@@ -16,17 +16,7 @@ from .config import PeftConfig, PromptLearningConfig, get_peft_config
 from .errors import NoMatchingPeftModuleError, PeftError, PeftWarning, UnsupportedOptionError
 from .injection import inject_adapter_in_model
 from .kbit import prepare_model_for_kbit_training
-from .methods.adalora import AdaLoraConfig, AdaLoraModel
-from .methods.ia3 import IA3Config, IA3Model
-from .methods.loha import LoHaConfig, LoHaModel
-from .methods.lokr import LoKrConfig, LoKrModel
-from .methods.lora import LoraConfig, LoraModel, LoraRuntimeConfig
-from .methods.lora_eva import get_eva_state_dict, initialize_lora_eva_weights
-from .methods.lora_ga import preprocess_loraga
-from .methods.lora_init import EvaConfig, LoftQConfig, LoraGAConfig
-from .methods.oft import OFTConfig, OFTModel
-from .methods.refused import AdaptionPromptConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
-from .methods.shira import ShiraConfig, ShiraModel
+from .methods import *  # noqa: F403 - the public names of every method
 from .mixed import PeftMixedModel
 from .model import PeftModel, cast_mixed_precision_params, get_peft_model
 from .registry import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING, PeftType, TaskType
@@ -52,12 +42,10 @@ __version__ = "0.1.0"
 __api_level__ = "0.21"  # the PEFT release whose behaviour this implementation claims
 
 __all__ = [
+    *methods.__all__,
     "MODEL_TYPE_TO_PEFT_MODEL_MAPPING",
     "PEFT_TYPE_TO_CONFIG_MAPPING",
     "PEFT_TYPE_TO_TUNER_MAPPING",
-    "AdaLoraConfig",
-    "AdaLoraModel",
-    "AdaptionPromptConfig",
     "AutoPeftModel",
     "AutoPeftModelForCausalLM",
     "AutoPeftModelForFeatureExtraction",
@@ -65,21 +53,7 @@ __all__ = [
     "AutoPeftModelForSeq2SeqLM",
     "AutoPeftModelForSequenceClassification",
     "AutoPeftModelForTokenClassification",
-    "EvaConfig",
-    "IA3Config",
-    "IA3Model",
-    "LoHaConfig",
-    "LoHaModel",
-    "LoKrConfig",
-    "LoKrModel",
-    "LoftQConfig",
-    "LoraConfig",
-    "LoraGAConfig",
-    "LoraModel",
-    "LoraRuntimeConfig",
     "NoMatchingPeftModuleError",
-    "OFTConfig",
-    "OFTModel",
     "PeftConfig",
     "PeftError",
     "PeftMixedModel",
@@ -92,28 +66,20 @@ __all__ = [
     "PeftModelForTokenClassification",
     "PeftType",
     "PeftWarning",
-    "PrefixTuningConfig",
-    "PromptEncoderConfig",
     "PromptLearningConfig",
-    "PromptTuningConfig",
-    "ShiraConfig",
-    "ShiraModel",
     "TaskType",
     "UnsupportedOptionError",
     "cast_mixed_precision_params",
     "get_base_model_state_dict",
-    "get_eva_state_dict",
     "get_layer_status",
     "get_model_status",
     "get_peft_config",
     "get_peft_model",
     "get_peft_model_state_dict",
-    "initialize_lora_eva_weights",
     "inject_adapter_in_model",
     "load_peft_weights",
     "methods",
     "prepare_model_for_kbit_training",
-    "preprocess_loraga",
     "set_base_model_state_dict",
     "set_peft_model_state_dict",
 ]

@@ -1,44 +1,12 @@
-"""All fakes, by name."""
+"""All fakes, by name: each module of this folder adds its own."""
 
-from . import (
-    activating,
-    broad,
-    computing,
-    filing,
-    initialising,
-    injecting,
-    lora_options,
-    mixing,
-    models,
-    other_methods,
-    saving,
-    shared,
-    state_dicts,
-    tasks,
-    tokens,
-    unloading,
-    wrapping,
-)
+from importlib import import_module
+from pathlib import Path
+
 from .fake import FAKES, Fake
 
-__all__ = [
-    "FAKES",
-    "Fake",
-    "activating",
-    "broad",
-    "computing",
-    "filing",
-    "initialising",
-    "injecting",
-    "lora_options",
-    "mixing",
-    "models",
-    "other_methods",
-    "saving",
-    "shared",
-    "state_dicts",
-    "tasks",
-    "tokens",
-    "unloading",
-    "wrapping",
-]
+__all__ = ["FAKES", "Fake"]
+
+for _file in sorted(Path(__file__).parent.glob("*.py")):
+    if not _file.stem.startswith(("__", "test_")):
+        import_module(f"{__package__}.{_file.stem}")

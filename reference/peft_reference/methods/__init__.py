@@ -1,33 +1,14 @@
-"""One file per method. Importing this package fills the registry."""
+"""One file per method. Importing this package imports each file here, which fills the registry; what a file
+lists in its `__all__` is public, here and in `peft_reference`.
+"""
 
-from . import (
-    adalora,
-    ia3,
-    loha,
-    lokr,
-    lora,
-    lora_corda,
-    lora_dora,
-    lora_ga,
-    lora_mha,
-    lora_parameter,
-    oft,
-    refused,
-    shira,
-)
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = [
-    "adalora",
-    "ia3",
-    "loha",
-    "lokr",
-    "lora",
-    "lora_corda",
-    "lora_dora",
-    "lora_ga",
-    "lora_mha",
-    "lora_parameter",
-    "oft",
-    "refused",
-    "shira",
-]
+__all__: list[str] = []
+
+for _name in sorted(module.name for module in iter_modules(__path__)):
+    _module = import_module(f"{__name__}.{_name}")
+    for _public in getattr(_module, "__all__", ()):
+        globals()[_public] = getattr(_module, _public)
+        __all__.append(_public)

@@ -25,6 +25,8 @@ from . import defaults
 from .adalora_ranks import RankAllocator, key_of
 from .lora import LoraConfig
 
+__all__ = ["AdaLoraConfig", "AdaLoraModel"]
+
 
 @dataclass
 class AdaLoraConfig(LoraConfig):

@@ -23,6 +23,8 @@ from ..operators import Conv1D, Conv2d, Conv3d, Linear
 from ..registry import PeftType, register_peft_method
 from . import defaults
 
+__all__ = ["IA3Config", "IA3Model"]
+
 
 @dataclass
 class IA3Config(PeftConfig):

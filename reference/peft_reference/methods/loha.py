@@ -18,6 +18,8 @@ from ..registry import PeftType, register_peft_method
 from . import defaults
 from .lycoris import LycorisConfig, LycorisLayer, product, random
 
+__all__ = ["LoHaConfig", "LoHaModel"]
+
 
 @dataclass
 class LoHaConfig(LycorisConfig):

@@ -19,6 +19,8 @@ from ..registry import PeftType, register_peft_method
 from . import defaults
 from .lycoris import LycorisConfig, LycorisLayer, product, random
 
+__all__ = ["LoKrConfig", "LoKrModel"]
+
 
 @dataclass
 class LoKrConfig(LycorisConfig):

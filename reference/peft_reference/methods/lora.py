@@ -29,6 +29,8 @@ from .lora_convert import as_plain_lora
 from .lora_replication import replicate_layers
 from .lora_weighted import add_combined
 
+__all__ = ["LoraConfig", "LoraModel", "LoraRuntimeConfig"]
+
 
 @dataclass
 class LoraRuntimeConfig:

@@ -22,6 +22,8 @@ from ..model import PeftModel
 from ..operators import Conv1D, Linear, operator_of
 from .lora import LoraConfig, LoraLayer, LoraModel
 
+__all__ = ["get_eva_state_dict", "initialize_lora_eva_weights"]
+
 MOST_PASSES = 100  # over the data, for directions that do not settle
 
 

@@ -20,6 +20,8 @@ from .lora import LoraConfig
 from .lora_corda import linear_targets
 from .lora_init import INITIALISERS, Initialiser, Site, Start, without
 
+__all__ = ["preprocess_loraga"]
+
 DIRECTIONS: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {  # r -> components of A, of B
     "ArBr": lambda r: (torch.arange(1, 2 * r, 2), torch.arange(0, 2 * r, 2)),
     "A2rBr": lambda r: (torch.arange(r, 2 * r), torch.arange(r)),

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from ..operators import Conv1D, Embedding, Linear, Operator
 
+__all__ = ["EvaConfig", "LoftQConfig", "LoraGAConfig"]
+
 
 @dataclass
 class LoftQConfig:

@@ -24,6 +24,8 @@ from ..operators import Conv2d, Embedding, Linear, Operator
 from ..registry import PeftType, register_peft_method
 from . import defaults
 
+__all__ = ["OFTConfig", "OFTModel"]
+
 
 @dataclass
 class OFTConfig(PeftConfig):

@@ -8,6 +8,8 @@ from enum import Enum
 from ..config import PeftConfig, PromptLearningConfig
 from ..registry import PeftType, register_peft_method
 
+__all__ = ["AdaptionPromptConfig", "PrefixTuningConfig", "PromptEncoderConfig", "PromptTuningConfig"]
+
 
 class PromptTuningInit(str, Enum):
     """Where the first prompt vectors come from."""

@@ -21,6 +21,8 @@ from ..operators import Linear, Operator
 from ..registry import PeftType, register_peft_method
 from . import defaults
 
+__all__ = ["ShiraConfig", "ShiraModel"]
+
 
 def random_mask(base_layer: Any, r: int, random_seed: int | None = None, **kwargs: Any) -> Tensor:
     """r·(in + out) ones at random places among zeros, like the layer's weight."""
