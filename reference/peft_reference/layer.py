@@ -34,6 +34,7 @@ class BaseTunerLayer(Holder):
     adapter_layer_names: ClassVar[tuple[str, ...]]  # the slots whose tensors are trained
     matrix_slots: ClassVar[tuple[str, ...]] = ()  # the slots whose weights always have two dimensions or more
     opaque: ClassVar[bool] = True  # whether what is inside the base layer is part of it, and never adapted
+    dropout_slot: ClassVar[str] = ""  # the slot of the modules that drop inputs of the adapter while training
     changes_input: ClassVar[bool] = False  # whether `adapt_input` does anything: most methods spare the calls
 
     def __init__(self, base_layer: nn.Module, op: type[Operator]) -> None:
@@ -88,13 +89,20 @@ class BaseTunerLayer(Holder):
         raise NotImplementedError
 
     def adapt(self, adapter: str, x: Tensor, y: Tensor) -> Tensor:
-        """The output `y` for the input `x`, changed by one adapter: by definition, the delta applied to `x`.
+        """The output `y` for the input `x`, changed by one adapter: by definition, the delta applied to `x`,
+        after dropout while training.
 
         A method overrides this where it can do without building the delta.
         """
-        delta = self.delta(adapter)
+        delta, x = self.delta(adapter), self.drop_out(adapter, x)
         x = x.to(delta.dtype) if x.is_floating_point() else x  # an embedding's are indices
         return y + self.op.call(self.get_base_layer(), x, delta)
+
+    def drop_out(self, adapter: str, x: Tensor) -> Tensor:
+        """The adapter's input, with dropout while training; an embedding's ids cannot be dropped."""
+        if self.training and self.dropout_slot and x.is_floating_point():
+            return getattr(self, self.dropout_slot)[adapter](x)
+        return x
 
     def adapt_input(self, adapter: str, x: Tensor) -> Tensor:
         """What the base layer gets in place of `x`: x·Rᵀ where W' = W·R. Only asked if `changes_input`."""

@@ -24,6 +24,7 @@ from ..registry import PeftType, register_peft_method
 from . import defaults
 from .adalora_ranks import RankAllocator, key_of
 from .lora import LoraConfig
+from .parts import dropout
 
 __all__ = ["AdaLoraConfig", "AdaLoraModel"]
 
@@ -90,10 +91,10 @@ class AdaLoraLayer(BaseTunerLayer):
     lora_B: nn.ParameterDict
     lora_E: nn.ParameterDict
     ranknum: nn.ParameterDict  # of one number, neither trained nor saved
-    lora_dropout: nn.ModuleDict
     scaling: dict[str, float]  # alpha alone
     kept: dict[str, Tensor]  # the triplets that are saved, when training has decided
     adapter_layer_names = ("lora_A", "lora_B", "lora_E")
+    dropout_slot = "lora_dropout"
 
     @classmethod
     def check(cls, config: AdaLoraConfig, base: Any, op: type[Operator], name: str) -> None:
@@ -119,9 +120,8 @@ class AdaLoraLayer(BaseTunerLayer):
             "ranknum": torch.full((1,), float(config.init_r), device=self.weight.device),
         }
         made = {slot: nn.Parameter(tensor, slot != "ranknum") for slot, tensor in contents.items()}
-        dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
-        alpha = config.lora_alpha
-        return {"r": r, "lora_alpha": alpha, "scaling": alpha, "lora_dropout": dropout, **made}
+        alpha, drops = config.lora_alpha, dropout(config.lora_dropout)
+        return {"r": r, "lora_alpha": alpha, "scaling": alpha, "lora_dropout": drops, **made}
 
     def state_entries(self, adapter: str) -> Iterator[tuple[str, str, Tensor]]:
         """A, B and E, of which only the triplets that were kept; not `ranknum`."""
@@ -143,9 +143,7 @@ class AdaLoraLayer(BaseTunerLayer):
 
     def adapt(self, adapter: str, x: Tensor, y: Tensor) -> Tensor:
         """The delta applied to dropout(x), in two small products where the layer is linear."""
-        x = x.to(self.lora_A[adapter].dtype)
-        if self.training:
-            x = self.lora_dropout[adapter](x)
+        x = self.drop_out(adapter, x.to(self.lora_A[adapter].dtype))
         if self.op is Conv2d:
             return y + self.op.call(self.get_base_layer(), x, self.delta(adapter))
         b, ea, scale = self.factors(adapter)

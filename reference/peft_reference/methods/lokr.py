@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ..injection import BaseTuner
 from ..registry import PeftType, register_peft_method
 from . import defaults
-from .lycoris import LycorisConfig, LycorisLayer, product, random
+from .lycoris import LycorisConfig, LycorisLayer, product
+from .parts import random
 
 __all__ = ["LoKrConfig", "LoKrModel"]
 

@@ -28,6 +28,7 @@ from . import defaults, lora_init
 from .lora_convert import as_plain_lora
 from .lora_replication import replicate_layers
 from .lora_weighted import add_combined
+from .parts import dropout
 
 __all__ = ["LoraConfig", "LoraModel", "LoraRuntimeConfig"]
 
@@ -199,6 +200,7 @@ class LoraLayer(BaseTunerLayer):
         *("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"),
     )
     matrix_slots = ("lora_A", "lora_B")
+    dropout_slot = "lora_dropout"
 
     @classmethod
     def class_for(cls, op: type[Operator]) -> type[LoraLayer]:
@@ -238,9 +240,9 @@ class LoraLayer(BaseTunerLayer):
     def _create_low_rank(self, config: LoraConfig, name: str) -> dict[str, Any]:
         r = pattern_value(config.rank_pattern, name, config.r)
         alpha = pattern_value(config.alpha_pattern, name, config.lora_alpha)
-        dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
         scaling = alpha / (r**0.5 if config.use_rslora else r)
-        contents: dict[str, Any] = {"r": r, "lora_alpha": alpha, "scaling": scaling, "lora_dropout": dropout}
+        contents: dict[str, Any] = {"r": r, "lora_alpha": alpha, "scaling": scaling}
+        contents["lora_dropout"] = dropout(config.lora_dropout)
         if self.op is Embedding:
             shape_A, shape_B = (r, self.in_features), (self.out_features, r)
             A = nn.Parameter(torch.zeros(shape_A) if config.init_lora_weights else torch.randn(shape_A))
@@ -341,13 +343,9 @@ class LoraLayer(BaseTunerLayer):
         """y + s·B(A(dropout(x))), unless a variant says otherwise."""
         if adapter in self.lora_variant:
             return self.lora_variant[adapter].adapt(self, adapter, x, y)
-        if self.training and self.op is not Embedding:
-            x = self.lora_dropout[adapter](x)
+        if self.training:
+            x = self.drop_out(adapter, x)
         return y.add(self.low_rank(adapter, x), alpha=self.scaling[adapter])
-
-    def drop_out(self, adapter: str, x: Tensor) -> Tensor:
-        """The adapter's input, with dropout while training; an embedding's ids cannot be dropped."""
-        return self.lora_dropout[adapter](x) if self.training and self.op is not Embedding else x
 
     def low_rank(self, adapter: str, x: Tensor) -> Tensor:
         """B(A(x)), which never builds the product B·A."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import PeftConfig
 from ..layer import BaseTunerLayer
@@ -28,16 +28,6 @@ class LycorisConfig(PeftConfig):
 def product(a: Tensor, b: Tensor, core: Tensor | None = None) -> Tensor:
     """(out, r) @ (r, in); with a Tucker core (r, r, *kernel), of (r, out) and (r, in): (out, in, *kernel)."""
     return a @ b if core is None else torch.einsum("ij...,ip,jq->pq...", core, a, b)
-
-
-def random(*shape: int) -> nn.Parameter:
-    """Torch's own initialisation of a linear layer: Kaiming-uniform with a = √5."""
-    return nn.Parameter(nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5)))
-
-
-def zeros(*shape: int) -> nn.Parameter:
-    """A parameter of zeros."""
-    return nn.Parameter(torch.zeros(shape))
 
 
 class LycorisLayer(BaseTunerLayer):

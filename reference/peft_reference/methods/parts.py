@@ -1,0 +1,28 @@
+"""What slots are filled with: fresh parameters, and the dropout of an adapter's input."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+
+def random(*shape: int) -> nn.Parameter:
+    """Torch's own initialisation of a linear layer: Kaiming-uniform with a = √5."""
+    return nn.Parameter(nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5)))
+
+
+def normal(*shape: int, std: float = 1.0) -> nn.Parameter:
+    """A parameter of draws from N(0, std²)."""
+    return nn.Parameter(torch.randn(shape) * std)
+
+
+def zeros(*shape: int) -> nn.Parameter:
+    """A parameter of zeros."""
+    return nn.Parameter(torch.zeros(shape))
+
+
+def dropout(p: float) -> nn.Module:
+    """Dropout with probability p, ValueError if it is none; the identity where nothing is dropped."""
+    return nn.Dropout(p) if p else nn.Identity()
