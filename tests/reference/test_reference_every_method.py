@@ -1,4 +1,4 @@
-"""Every method with a complete card, on every layer it adapts: files written by the reference load in upstream
+"""Every method with a complete card, on every layer it adapts: files of the reference load in upstream PEFT
 and the other way round, and compute the same.
 """
 
