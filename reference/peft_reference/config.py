@@ -12,7 +12,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from .registry import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType, TaskType
+from .registry import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType, TaskType, method_name
 
 CONFIG_NAME = "adapter_config.json"
 PEFT_VERSION = (
@@ -31,13 +31,14 @@ class PeftConfig:
     """
 
     task_type: str | TaskType | None = None
-    peft_type: str | PeftType | None = None  # set by the subclass, cannot be chosen
+    peft_type: str | PeftType | None = None  # the class says it: a method's config has that method's
     auto_mapping: dict | None = None  # class and module of the base model, when there is no task
     peft_version: str | None = None  # what wrote the config
     base_model_name_or_path: str | None = None
     revision: str | None = None  # of the base model
     inference_mode: bool = False  # nothing trains
 
+    method: ClassVar[PeftType | str | None] = None  # of a registered class
     _not_saved: ClassVar[frozenset[str]] = frozenset()
     _patterns: ClassVar[tuple[str, ...]] = ("rank_pattern", "alpha_pattern")  # fields by patterns for names
 
@@ -46,9 +47,9 @@ class PeftConfig:
             raise ValueError(
                 f"task_type={self.task_type!r} is none of {', '.join(t.value for t in TaskType)}."
             )
+        self.peft_type = self.method or self.peft_type
         if self.peft_version is None:
             self.peft_version = PEFT_VERSION
-
         self._check_targets()
 
     def _check_targets(self) -> None:
@@ -124,12 +125,10 @@ class PeftConfig:
         peft_type = data.pop("peft_type", None)
         if peft_type is None and cls is PeftConfig:
             raise TypeError(f"The config in {where} has no `peft_type` to say which method it is for.")
-        if peft_type is not None and str(getattr(peft_type, "value", peft_type)) not in {
-            known.value for known in PEFT_TYPE_TO_CONFIG_MAPPING
-        }:
-            known = ", ".join(t.value for t in PEFT_TYPE_TO_CONFIG_MAPPING)
+        config_cls: Any = cls if peft_type is None else PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type)
+        if config_cls is None:
+            known = ", ".join(map(method_name, PEFT_TYPE_TO_CONFIG_MAPPING))
             raise ValueError(f"Unknown PEFT type passed: {peft_type} (in {where}). Known: {known}.")
-        config_cls: Any = cls if peft_type is None else PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(peft_type)]
         known_fields = {f.name for f in fields(config_cls)} - config_cls._not_saved
         unknown = sorted(set(data) - known_fields)
         if unknown:

@@ -411,12 +411,16 @@ def check_adapter_name(adapter_name: Any) -> None:
 class BaseTuner(nn.Module):
     """A model with adapters of one method, and the verbs on them. `PeftModel.base_model` is one of these."""
 
-    prefix: ClassVar[str]
+    prefix: ClassVar[str]  # that of the layers, which name their slots by it
     tuner_layer_cls: ClassVar[type[BaseTunerLayer]]
     parameter_layer_cls: ClassVar[type[BaseTunerLayer] | None] = None  # for config.target_parameters
     # (config, tensors, initial tensors) -> an adapter that needs no changed base weights
     as_plain: ClassVar[Callable[..., Any] | None] = None
     target_module_mapping: ClassVar[Mapping[str, Collection[str] | str]] = {}  # by model type
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.prefix = getattr(cls.tuner_layer_cls, "prefix", "")
 
     def __init__(
         self,

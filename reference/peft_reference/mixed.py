@@ -9,7 +9,7 @@ from .config import PeftConfig
 from .injection import BaseTuner
 from .layer import BaseTunerLayer
 from .model import AdaptedModel
-from .registry import PEFT_TYPE_TO_TUNER_MAPPING, PeftType
+from .registry import PEFT_TYPE_TO_TUNER_MAPPING, PeftType, method_name
 
 COMPATIBLE_TUNER_TYPES = (
     *(PeftType.LORA, PeftType.LOHA, PeftType.LOKR),
@@ -20,7 +20,6 @@ COMPATIBLE_TUNER_TYPES = (
 class MixedModel(BaseTuner):
     """A model with adapters of several methods: each gets the layers of its own method."""
 
-    prefix = ""
     tuner_layer_cls = BaseTunerLayer
 
     @classmethod
@@ -29,7 +28,7 @@ class MixedModel(BaseTuner):
         peft_type = getattr(config, "peft_type", None)
         if peft_type not in COMPATIBLE_TUNER_TYPES or peft_type not in PEFT_TYPE_TO_TUNER_MAPPING:
             known = ", ".join(t.value for t in COMPATIBLE_TUNER_TYPES)
-            given = getattr(peft_type, "value", peft_type)
+            given = method_name(peft_type)
             raise ValueError(f"{given} cannot be mixed with other methods. Compatible types: {known}.")
         return PEFT_TYPE_TO_TUNER_MAPPING[peft_type]
 

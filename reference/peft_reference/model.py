@@ -20,7 +20,7 @@ from .errors import PeftWarning
 from .injection import BaseTuner, Injection
 from .layer import BaseTunerLayer
 from .matching import is_transformers_model
-from .registry import PeftType, tuner_for
+from .registry import PeftType, method_name, tuner_for
 from .state_dict import (
     IncompatibleKeys,
     adapter_entries,
@@ -277,7 +277,7 @@ class AdaptedModel(nn.Module):
     def _card_tags(self, config: PeftConfig) -> list[str]:
         base = config.base_model_name_or_path
         tags = [f"base_model:adapter:{base}"] if base else []
-        tags.append(str(config.peft_type.value).lower())  # type: ignore[union-attr]
+        tags.append(method_name(config.peft_type).lower())
         return [*tags, "transformers"] if is_transformers_model(self.get_base_model()) else tags
 
     @classmethod

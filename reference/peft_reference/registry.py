@@ -71,17 +71,24 @@ class TaskType(str, Enum):
     FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
 
 
-PEFT_TYPE_TO_CONFIG_MAPPING: dict[PeftType, type[PeftConfig]] = {}
-PEFT_TYPE_TO_TUNER_MAPPING: dict[PeftType, type[BaseTuner]] = {}
-PEFT_TYPE_TO_PREFIX_MAPPING: dict[PeftType, str] = {}
+# A method from elsewhere has a plain string for its key: a PeftType is one, too.
+PEFT_TYPE_TO_CONFIG_MAPPING: dict[PeftType | str, type[PeftConfig]] = {}
+PEFT_TYPE_TO_TUNER_MAPPING: dict[PeftType | str, type[BaseTuner]] = {}
+PEFT_TYPE_TO_PREFIX_MAPPING: dict[PeftType | str, str] = {}
+
+
+def method_name(peft_type: Any) -> str:
+    """How files and messages call a method."""
+    return str(getattr(peft_type, "value", peft_type))
 
 
 def register_peft_method(
-    peft_type: PeftType, config_cls: type[PeftConfig], model_cls: type[BaseTuner] | None = None
+    peft_type: PeftType | str, config_cls: type[PeftConfig], model_cls: type[BaseTuner] | None = None
 ) -> None:
-    """Add a method's row; `model_cls` is None for a method that the reference only knows in order to refuse
-    it.
+    """Add a method's row; its configs have this `peft_type`. `model_cls` is None for a method that the
+    reference only knows in order to refuse it.
     """
+    config_cls.method = peft_type
     PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_cls
     if model_cls is not None:
         PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = model_cls
@@ -119,14 +126,14 @@ def tuner_for(config: Any, caller: str) -> type[BaseTuner]:
     """The tuner class that `config` asks for; ValueError, naming `caller`, if none adapts layers."""
     peft_type = getattr(config, "peft_type", None)
     if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        known = ", ".join(sorted(t.value for t in PEFT_TYPE_TO_TUNER_MAPPING))
-        given = getattr(peft_type, "value", peft_type) if peft_type is not None else type(config).__name__
+        known = ", ".join(sorted(map(method_name, PEFT_TYPE_TO_TUNER_MAPPING)))
+        given = method_name(peft_type) if peft_type is not None else type(config).__name__
         raise ValueError(
             f"Unknown PEFT type passed to `{caller}`: {given}. The reference adapts models with: {known}."
         )
     if peft_type not in PEFT_TYPE_TO_TUNER_MAPPING:
         raise ValueError(
-            f"`{caller}` does not support {peft_type.value}: prompt learning and adaption prompt do not "
-            "work by adapting layers in place."
+            f"`{caller}` does not support {method_name(peft_type)}: prompt learning and adaption prompt do "
+            "not work by adapting layers in place."
         )
     return PEFT_TYPE_TO_TUNER_MAPPING[peft_type]

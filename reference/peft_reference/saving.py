@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .config import CONFIG_NAME, PEFT_VERSION, PeftConfig
+from .registry import method_name
 
 SAFETENSORS_WEIGHTS_NAME = "adapter_model.safetensors"
 WEIGHTS_NAME = "adapter_model.bin"
@@ -136,7 +137,7 @@ def _independent(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def model_card(config: PeftConfig, tags: list[str]) -> str:
     """The README.md beside an adapter."""
-    method = getattr(config.peft_type, "value", config.peft_type)
+    method = method_name(config.peft_type)
     head = ["---"]
     if config.base_model_name_or_path:
         head.append(f"base_model: {config.base_model_name_or_path}")

@@ -13,7 +13,7 @@ from .holder import Holder
 from .injection import BaseTuner
 from .layer import BaseTunerLayer
 from .matching import is_transformers_model
-from .registry import PeftType
+from .registry import method_name
 
 Irregular = Literal["irregular"]
 
@@ -96,7 +96,7 @@ def _tuner(model: Any) -> BaseTuner | None:
 
 
 def _peft_types(tuner: BaseTuner | None) -> dict[str, str]:
-    return {name: PeftType(c.peft_type).value for name, c in tuner.peft_config.items()} if tuner else {}
+    return {name: method_name(c.peft_type) for name, c in tuner.peft_config.items()} if tuner else {}
 
 
 def _named_holders(model: nn.Module) -> list[tuple[str, Holder]]:

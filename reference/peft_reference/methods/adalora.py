@@ -53,7 +53,6 @@ class AdaLoraConfig(LoraConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PeftType.ADALORA
         if self.use_dora:
             raise ValueError("AdaLoRA does not support DoRA: use_dora should be False.")
         if not self.total_step or self.total_step < 0:
@@ -153,7 +152,6 @@ class AdaLoraLayer(BaseTunerLayer):
 class AdaLoraModel(BaseTuner):
     """A model with AdaLoRA adapters, one of which can be trained: call `update_and_allocate` in each step."""
 
-    prefix = "lora_"
     tuner_layer_cls = AdaLoraLayer
     target_module_mapping = defaults.ADALORA
 

@@ -39,7 +39,6 @@ class IA3Config(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PeftType.IA3
         if isinstance(self.feedforward_modules, (list, tuple)):
             self.feedforward_modules = set(self.feedforward_modules)
         both = self.feedforward_modules, self.target_modules
@@ -96,7 +95,6 @@ class IA3Layer(BaseTunerLayer):
 class IA3Model(BaseTuner):
     """A model with (IA)³ adapters."""
 
-    prefix = "ia3_"
     tuner_layer_cls = IA3Layer
     target_module_mapping = defaults.IA3
 

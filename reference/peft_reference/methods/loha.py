@@ -38,10 +38,6 @@ class LoHaConfig(LycorisConfig):
     layers_pattern: list[str] | str | None = None
     modules_to_save: list[str] | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = PeftType.LOHA
-
 
 class LoHaLayer(LycorisLayer):
     """A layer with LoHa adapters."""
@@ -79,7 +75,6 @@ class LoHaLayer(LycorisLayer):
 class LoHaModel(BaseTuner):
     """A model with LoHa adapters."""
 
-    prefix = "hada_"
     tuner_layer_cls = LoHaLayer
     target_module_mapping = defaults.ATTENTION
 

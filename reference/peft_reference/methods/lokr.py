@@ -44,10 +44,6 @@ class LoKrConfig(LycorisConfig):
     layers_pattern: list[str] | str | None = None
     modules_to_save: list[str] | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = PeftType.LOKR
-
 
 def factorize(size: int, factor: int) -> tuple[int, int]:
     """Two numbers whose product is `size`: the first is `factor` if that divides it, else the largest divisor
@@ -117,7 +113,6 @@ class LoKrLayer(LycorisLayer):
 class LoKrModel(BaseTuner):
     """A model with LoKr adapters."""
 
-    prefix = "lokr_"
     tuner_layer_cls = LoKrLayer
     target_module_mapping = defaults.ATTENTION
 

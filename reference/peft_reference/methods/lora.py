@@ -93,7 +93,6 @@ class LoraConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PeftType.LORA
         if isinstance(self.target_parameters, str):
             raise TypeError("`target_parameters` should be a list of names, not a string.")
         if self.lora_bias and (self.use_dora or self.init_lora_weights not in (True, False)):
@@ -404,7 +403,6 @@ COMPOUND: dict[type[Operator], type[LoraLayer]] = {}  # layers that are adapted 
 class LoraModel(BaseTuner):
     """A model with LoRA adapters."""
 
-    prefix = "lora_"
     tuner_layer_cls = LoraLayer
     as_plain = staticmethod(as_plain_lora)
     target_module_mapping = defaults.ATTENTION

@@ -50,7 +50,6 @@ class OFTConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PeftType.OFT
         if bool(self.r) == bool(self.oft_block_size):
             raise ValueError(
                 f"r={self.r} and oft_block_size={self.oft_block_size}: one of them has to be 0, because each "
@@ -213,7 +212,6 @@ class OFTLayer(BaseTunerLayer):
 class OFTModel(BaseTuner):
     """A model with OFT adapters."""
 
-    prefix = "oft_"
     tuner_layer_cls = OFTLayer
     target_module_mapping = defaults.ATTENTION
 

@@ -35,10 +35,6 @@ class PromptTuningConfig(PromptLearningConfig):
     tokenizer_name_or_path: str | None = None
     tokenizer_kwargs: dict | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = PeftType.PROMPT_TUNING
-
 
 @dataclass
 class PrefixTuningConfig(PromptLearningConfig):
@@ -47,10 +43,6 @@ class PrefixTuningConfig(PromptLearningConfig):
     init_weights: str | None = None
     encoder_hidden_size: int | None = None
     prefix_projection: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = PeftType.PREFIX_TUNING
 
 
 @dataclass
@@ -64,10 +56,6 @@ class PromptEncoderConfig(PromptLearningConfig):
     encoder_num_layers: int = 2
     encoder_dropout: float = 0.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = PeftType.P_TUNING
-
 
 @dataclass
 class AdaptionPromptConfig(PeftConfig):
@@ -76,10 +64,6 @@ class AdaptionPromptConfig(PeftConfig):
     target_modules: str | None = None
     adapter_len: int | None = None
     adapter_layers: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = PeftType.ADAPTION_PROMPT
 
     @property
     def is_adaption_prompt(self) -> bool:

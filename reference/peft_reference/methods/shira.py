@@ -50,7 +50,6 @@ class ShiraConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PeftType.SHIRA
         self.mask_fn: Callable[..., Tensor] | None = random_mask if self.mask_type == "random" else None
         if self.mask_fn is None:
             warnings.warn(f"mask_type={self.mask_type!r} is not known: set `mask_fn`.", stacklevel=3)
@@ -110,7 +109,6 @@ class ShiraLayer(BaseTunerLayer):
 class ShiraModel(BaseTuner):
     """A model with SHiRA adapters."""
 
-    prefix = "shira_"
     tuner_layer_cls = ShiraLayer
     target_module_mapping: ClassVar[dict[str, Any]] = {**defaults.ATTENTION, "phi": defaults.QV}
 
