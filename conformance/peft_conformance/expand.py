@@ -73,7 +73,7 @@ def expand(
         groups: dict[str, list[Case]] = {"run": [], "not-applicable": [], "unsupported": []}
         for point in points(clause):
             case = _case(suite, clause, point, level)
-            if clause.law and _not_adapted(suite, case):
+            if clause.law and (_not_adapted(suite, case) or _asks_for_more(suite, clause, point)):
                 continue  # no point of this law: its matrix has every layer, the method's card only some
             verdict, reasons[case.id] = _standing(suite, case, level, offers, lacks or {})
             groups[verdict].append(case)
@@ -319,6 +319,14 @@ def _not_adapted(suite: Suite, case: Case) -> bool:
     """Whether this case of a law has a layer that the method's card does not list."""
     method = suite.method(case.axes["method"])
     return not _layer_kinds(case) <= set(method.fact("layers") if method else ())
+
+
+def _asks_for_more(suite: Suite, clause: Clause, point: Point) -> bool:
+    """Whether the law calls an adapted model, and the method's card wants arguments with that."""
+    method = suite.method(point["method"])
+    calls = {"forward", "backward", "generate", "train"}
+    called = any(step_word(step) in calls for step in flat([*clause.given, *clause.when]))
+    return called and bool(method and method.fact("forward_arguments"))
 
 
 def _layer_kinds(case: Case) -> set[str]:

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from peft_conformance import script_parts
 from peft_conformance.script_parts import low_rank, minor_space, one, rms, transpose
 
 Value = Any  # a float64 tensor or a number
@@ -70,6 +71,13 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "diag": torch.diag,
     "repeat": lambda x, n: x.repeat_interleave(n, -1),  # each entry n times, side by side
     "norm": lambda x: x.norm(dim=-1),  # of each row
+    "split": script_parts.split,  # the first dimension as n equal groups
+    "stack": script_parts.stack,  # a stack of matrices as one, each below the one before
+    "softmax": script_parts.softmax,  # of each row
+    "sigmoid": script_parts.sigmoid,
+    "shares": script_parts.shares,  # each entry divided by the sum of its row
+    "mean_row": script_parts.mean_row,
+    "weighted": script_parts.weighted,  # the sum of matrices, each times its weight
     "skew": _skew,
     "cayley": lambda q: (one(q) - q) @ torch.linalg.inv(one(q) + q),
     "low_rank": low_rank,  # of a matrix, the closest one of rank r
@@ -294,8 +302,12 @@ def effective(
     bias: Tensor | None,
     adapters: Sequence[Adapter],
     overrides: Mapping[str, float],
+    x: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of the layer with `adapters` active, in the layer's own storage order, in float64.
+
+    A formula may name the layer's input, `x`, whose vectors are the rows of a matrix there: some methods have
+    a weight only for a given input.
 
     How several combine is the cards' `active_together`: `sum` adds each one's change of the base, `compose`
     changes the result of the one before, `one` allows a single adapter. `overrides` replaces config fields
@@ -316,6 +328,8 @@ def effective(
         kernel = math.prod(stored.shape[2:])
         known = {"W": from_w, "W0": base, "b": from_b, "kernel": kernel}
         known |= {"out": base.shape[0], "in": base.shape[1]}
+        if x is not None and x.is_floating_point():
+            known["x"] = x.double().reshape(-1, x.shape[-1])
         symbols = _symbols(adapter, layer, known, overrides)
         new_w = _chosen(adapter, "weight", adapter.card["weight"], layer, overrides)
         new_b = _chosen(adapter, "bias", adapter.card.get("bias", "b"), layer, overrides)

@@ -487,14 +487,15 @@ def _formula(scene: Scene, body: Body) -> Finding:
     output = scene.record(body["output"])
     expected = "as the formula says"
     sides: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]]
+    given: Any = scene.observation["tensors"][output["input"]] if "input" in output else None
     try:
-        effective = formula.effective(layer, weight, bias, adapters, body.get("with", {}))
+        effective = formula.effective(layer, weight, bias, adapters, body.get("with", {}), given)
         if output["kind"] == "model":
             merged, merged_bias, _, seen = _layer_state(scene, body["output"], body["module"], ())
             sides = {"weight": (merged, effective[0]), "bias": (merged_bias, effective[1])}
         else:
-            x, seen = scene.observation["tensors"][output["input"]], [output]
-            computed = formula.apply_layer(layer, arguments, x, *effective)
+            seen = [output]
+            computed = formula.apply_layer(layer, arguments, given, *effective)
             y = scene.values(output, body["output"])
             sides = {"output": (_samples(body, y, "the output"), _samples(body, computed, "the formula"))}
     except formula.Misfit as misfit:

@@ -70,7 +70,7 @@ ARGUMENTS = {  # parameter of an operation -> kind of entity that it takes
     "pretrained_model_name_or_path": "folder",
 }
 OF_COMPLETE = ("fields", "layers", "tensors", "weight", "active_together", "identity_at_init", "mergeable")
-SIZES = ("W", "W0", "b", "in", "out", "num", "dim", "kernel")  # what every formula may name
+SIZES = ("W", "W0", "b", "in", "out", "num", "dim", "kernel", "x")  # what every formula may name
 TABLES = ("model", "state_dict", "folder", "tensor")  # what holds tensors
 CHECKS: dict[str, dict[str, tuple[str, ...]]] = {  # check -> key -> kinds of entity that it may name
     "all": {"of": TABLES},

@@ -271,6 +271,8 @@ def _formula(script: Script, body: Body) -> None:
     for adapter in body["adapters"]:
         script.add(f"config = {state}_config[{adapter!r}]")
         wanted = set[str]().union(*(_named(choices) for choices in formulas.values()))
+        if "x" in wanted.union(*(_named(_choices(c, kind)) for c in card.get("symbols", {}).values())):
+            script.add(f"x = ({script.inputs[body['output']]}).double().flatten(0, -2)")
         _symbols(script, wanted - BASE, adapter, kind, card, path)
         for what, choices in formulas.items():
             script.add(f"{what} = {what} + (({_chosen(choices)}) - {'W' if what == 'weight' else 'b'})")
@@ -295,7 +297,7 @@ def _formula(script: Script, body: Body) -> None:
         script.add(f"if bias is not None:\n    {compare.format(f'''merged['{path}.bias']''', 'bias')}")
 
 
-BASE = {"W", "W0", "b"}  # symbols that every script of this kind has
+BASE = {"W", "W0", "b", "x"}  # symbols that every script of this kind has
 SIZES = {"out": "W0.shape[0]", "in": "W0.shape[1]", "kernel": "stored[0, 0].numel()"}
 
 

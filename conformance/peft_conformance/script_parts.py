@@ -155,6 +155,41 @@ def transpose(x: torch.Tensor) -> torch.Tensor:
     return x.mT
 
 
+def split(x: torch.Tensor, n: int) -> torch.Tensor:
+    """The first dimension as n equal groups."""
+    return x.unflatten(0, (n, -1))
+
+
+def stack(x: torch.Tensor) -> torch.Tensor:
+    """A stack of matrices as one, each below the one before."""
+    return x.flatten(0, 1)
+
+
+def softmax(x: torch.Tensor) -> torch.Tensor:
+    """Of each row."""
+    return x.softmax(-1)
+
+
+def sigmoid(x: torch.Tensor) -> torch.Tensor:
+    """Of each entry."""
+    return x.sigmoid()
+
+
+def shares(x: torch.Tensor) -> torch.Tensor:
+    """Each entry divided by the sum of its row."""
+    return x / x.sum(-1, keepdim=True)
+
+
+def mean_row(x: torch.Tensor) -> torch.Tensor:
+    """The mean of the rows."""
+    return x.mean(0)
+
+
+def weighted(weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The sum of matrices, (..., k, rows, columns), each times its weight, (..., k)."""
+    return (weights[..., None, None] * x).sum(-3)
+
+
 def repeat(x: torch.Tensor, n: int) -> torch.Tensor:
     """Each entry n times, side by side."""
     return x.repeat_interleave(n, -1)

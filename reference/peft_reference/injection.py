@@ -154,6 +154,7 @@ class Injection:
         self._plan_tokens(select_tokens(config, model, modules), free, ties)
         self._plan_parameters(parameters, candidates, tuner_cls.parameter_layer_cls)
         self._plan_layers(self.layers, adapt_with, self._create_layer)
+        tuner_cls.join(self.settled, self.layers, self.contents)
         self._plan_copies(saved, save_with)
 
     def _create_layer(self, name: str, layer: BaseTunerLayer) -> dict[str, Any]:
@@ -417,6 +418,7 @@ class BaseTuner(nn.Module):
     # (config, tensors, initial tensors) -> an adapter that needs no changed base weights
     as_plain: ClassVar[Callable[..., Any] | None] = None
     target_module_mapping: ClassVar[Mapping[str, Collection[str] | str]] = {}  # by model type
+    takes_task_ids: ClassVar[bool] = False  # whether `forward` and `generate` want the task of each sample
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -464,6 +466,10 @@ class BaseTuner(nn.Module):
         Runs before anything is created or changed.
         """
         return {}
+
+    @classmethod
+    def join(cls, config: Any, layers: Mapping[str, Any], contents: dict[Holder, dict[str, Any]]) -> None:
+        """Let layers share what was created for each, by changing `contents`; layers come by their names."""
 
     @property
     def peft_config(self) -> dict[str, PeftConfig]:

@@ -128,9 +128,9 @@ class AdaptedModel(nn.Module):
 
         `adapter_names` as in `forward`, one for each prompt.
         """
-        model: Any = self.get_base_model()
-        with self.base_model.per_sample(kwargs.pop("adapter_names", None), _copies(model, kwargs)):
-            return model.generate(*args, **kwargs)
+        copies = _copies(self.get_base_model(), kwargs)
+        with self.base_model.per_sample(kwargs.pop("adapter_names", None), copies):
+            return self.base_model.generate(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -32,7 +32,7 @@ class _LabelledModel(PeftModel):
         """The base model's output, with `loss` if there are labels. What is None is not passed on.
 
         Shapes: `input_ids` and `attention_mask` [batch, length], `inputs_embeds` [batch, length, hidden].
-        `task_ids` is for multitask prompt tuning, and not used.
+        `task_ids` [batch] is for methods that take them, such as Poly, and else not used.
         """
         return super().forward(
             **_given(
@@ -43,6 +43,7 @@ class _LabelledModel(PeftModel):
                 output_attentions=output_attentions,
                 output_hidden_states=output_hidden_states,
                 return_dict=return_dict,
+                task_ids=task_ids if self.base_model.takes_task_ids else None,
             ),
             **kwargs,
         )
@@ -103,6 +104,7 @@ class PeftModelForSeq2SeqLM(_GeneratingModel):
                 output_attentions=output_attentions,
                 output_hidden_states=output_hidden_states,
                 return_dict=return_dict,
+                task_ids=task_ids if self.base_model.takes_task_ids else None,
             ),
             **kwargs,
         )
@@ -153,6 +155,7 @@ class PeftModelForQuestionAnswering(PeftModel):
                 output_attentions=output_attentions,
                 output_hidden_states=output_hidden_states,
                 return_dict=return_dict,
+                task_ids=task_ids if self.base_model.takes_task_ids else None,
             ),
             **kwargs,
         )
@@ -181,6 +184,7 @@ class PeftModelForFeatureExtraction(PeftModel):
                 output_attentions=output_attentions,
                 output_hidden_states=output_hidden_states,
                 return_dict=return_dict,
+                task_ids=task_ids if self.base_model.takes_task_ids else None,
             ),
             **kwargs,
         )

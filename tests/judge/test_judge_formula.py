@@ -45,6 +45,14 @@ SYMBOLS |= {"A": A, "B": B, "W": W, "s": 0.5, "r": 2, "in": 1, "v": torch.tensor
         ("minor_space(diag(v), 2)", [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]),
         ("one(B @ A[:, :1])", [[1.0]]),
         ("rms(v[:, None] * 0 + 2)", 2.0),
+        ("split(B @ A, 3)", [[[1.0, 2.0]], [[0.0, 0.0]], [[-1.0, -2.0]]]),
+        ("stack(M)", [[1.0, 2.0], [3.0, 4.0]]),
+        ("softmax(M[0] * 0)", [[0.5, 0.5]]),
+        ("sigmoid(v * 0)", [0.5, 0.5, 0.5]),
+        ("shares(M[1] - 2)", [[1 / 3, 2 / 3]]),
+        ("mean_row(stack(M))", [2.0, 3.0]),
+        ("weighted(v[:r], M)", [[7.0, 10.0]]),  # 1·(1, 2) + 2·(3, 4)
+        ("weighted(transpose(A), split(stack(M)[:, None], r))", [[[1.0, 2.0]], [[6.0, 8.0]]]),
         ("block_diag(M)", [[1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 3.0, 4.0]]),
         ("scatter(r, 3, at, v)", [[0.0, 2.0, 0.0], [0.0, 0.0, 4.0]]),  # 1 and 3 fall on the same place
     ],
@@ -111,6 +119,15 @@ def test_lora_scales_by_alpha_over_rank_or_its_root() -> None:
     ]  # 6 / 2
     assert effective("Linear", W, None, [adapter(A, B)], {"r": 1})[0][0].tolist() == [6.0, 12.0]
     assert effective("Linear", W, None, [adapter(A, B)], {"s": 2.0})[0][0].tolist() == [2.0, 4.0]
+
+
+def test_a_weight_may_depend_on_the_layers_input() -> None:
+    card = {"method": "GATED", "tensors": {}, "weight": "W + mean_row(x)[None, :]"}
+    gated = [Adapter("default", card, {}, {})]
+    x = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]])
+    assert effective("Linear", W, None, gated, {}, x)[0][0].tolist() == [4.0, 5.0]
+    with pytest.raises(FormulaError, match="no symbol 'x'"):
+        effective("Linear", W, None, gated, {})
 
 
 def test_no_adapter_leaves_the_layer_alone() -> None:
