@@ -28,7 +28,7 @@ from . import defaults, lora_init
 from .lora_convert import as_plain_lora
 from .lora_replication import replicate_layers
 from .lora_weighted import add_combined
-from .parts import dropout
+from .parts import dropout, rank_of
 
 __all__ = ["LoraConfig", "LoraModel", "LoraRuntimeConfig"]
 
@@ -209,9 +209,7 @@ class LoraLayer(BaseTunerLayer):
     @classmethod
     def check(cls, config: LoraConfig, base: Any, op: type[Operator], name: str) -> None:
         """The rank must be positive, and a multiple of a convolution's groups."""
-        r = pattern_value(config.rank_pattern, name, config.r)
-        if r <= 0:
-            raise ValueError(f"The rank of '{name}' should be positive, got r={r}.")
+        r = rank_of(config, name)
         if not 0 <= config.lora_dropout <= 1:
             raise ValueError(f"`lora_dropout` should be a probability, got {config.lora_dropout}.")
         groups = getattr(base, "groups", 1)
@@ -237,7 +235,7 @@ class LoraLayer(BaseTunerLayer):
         return config.variant.create(self, config, contents | {"lora_variant": config.variant})
 
     def _create_low_rank(self, config: LoraConfig, name: str) -> dict[str, Any]:
-        r = pattern_value(config.rank_pattern, name, config.r)
+        r = rank_of(config, name)
         alpha = pattern_value(config.alpha_pattern, name, config.lora_alpha)
         scaling = alpha / (r**0.5 if config.use_rslora else r)
         contents: dict[str, Any] = {"r": r, "lora_alpha": alpha, "scaling": scaling}

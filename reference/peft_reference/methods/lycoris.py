@@ -15,6 +15,7 @@ from ..config import PeftConfig
 from ..layer import BaseTunerLayer
 from ..matching import pattern_value
 from ..operators import Conv1d, Conv2d, Linear, Operator
+from .parts import rank_of
 
 
 @dataclass
@@ -44,13 +45,11 @@ class LycorisLayer(BaseTunerLayer):
     @classmethod
     def check(cls, config: Any, base: Any, op: type[Operator], name: str) -> None:
         """The rank must be positive."""
-        r = pattern_value(config.rank_pattern, name, config.r)
-        if r <= 0:
-            raise ValueError(f"The rank of '{name}' should be positive, got r={r}.")
+        rank_of(config, name)
 
     def options(self, config: Any, name: str) -> dict[str, Any]:
         """The numbers of an adapter."""
-        r = pattern_value(config.rank_pattern, name, config.r)
+        r = rank_of(config, name)
         alpha = pattern_value(config.alpha_pattern, name, config.alpha)
         dropout = {"rank_dropout": config.rank_dropout, "module_dropout": config.module_dropout}
         return {"r": r, "alpha": alpha, "scaling": alpha / r, **dropout}

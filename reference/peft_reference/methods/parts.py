@@ -1,11 +1,14 @@
-"""What slots are filled with: fresh parameters, and the dropout of an adapter's input."""
+"""What slots are filled with: ranks, fresh parameters, and the dropout of an adapter's input."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
+
+from ..matching import pattern_value
 
 
 def random(*shape: int) -> nn.Parameter:
@@ -26,3 +29,11 @@ def zeros(*shape: int) -> nn.Parameter:
 def dropout(p: float) -> nn.Module:
     """Dropout with probability p, ValueError if it is none; the identity where nothing is dropped."""
     return nn.Dropout(p) if p else nn.Identity()
+
+
+def rank_of(config: Any, name: str) -> int:
+    """The rank that `r` and, if there is one, `rank_pattern` give a layer; ValueError unless positive."""
+    r: int = pattern_value(getattr(config, "rank_pattern", None), name, config.r)
+    if r <= 0:
+        raise ValueError(f"The rank of '{name}' should be positive, got r={r}.")
+    return r
