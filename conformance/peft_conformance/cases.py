@@ -59,6 +59,7 @@ class Clause:
     rows: tuple[str, ...] = ()
     decided: str | None = None
     law: bool = False
+    layers: str = "listed"  # of a law: the layers of its matrix that the method's card lists, or the `others`
     lines: dict[str, int] = field(
         default_factory=dict, repr=False, compare=False
     )  # key of the clause -> its line

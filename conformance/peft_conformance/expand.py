@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from allpairspy import AllPairs
 from packaging.version import Version
 
 from peft_conformance.cases import Case, Check, Clause
-from peft_conformance.language import Suite, injectable
+from peft_conformance.language import SPECIAL, Suite, injectable
 from peft_conformance.ranges import contains
 
 Matrix = Literal["full", "pairwise", "smoke"]
@@ -72,9 +73,9 @@ def expand(
         reasons: dict[str, str] = {}
         groups: dict[str, list[Case]] = {"run": [], "not-applicable": [], "unsupported": []}
         for point in points(clause):
-            case = _case(suite, clause, point, level)
-            if clause.law and (_not_adapted(suite, case) or _asks_for_more(suite, clause, point)):
+            if clause.law and (_not_adapted(suite, clause, point) or _asks_for_more(suite, clause, point)):
                 continue  # no point of this law: its matrix has every layer, the method's card only some
+            case = _case(suite, clause, point, level)
             verdict, reasons[case.id] = _standing(suite, case, level, offers, lacks or {})
             groups[verdict].append(case)
         cases += select(groups.pop("run"), matrix)
@@ -164,10 +165,15 @@ def step_label(step: dict[str, Any]) -> str | None:
     return options.get("label") or step.get("as") or options.get("id")
 
 
+def is_config(value: dict[str, Any]) -> bool:
+    """Whether a mapping of a step makes a config."""
+    return "config" in value and value.keys() <= {"id", "config", "fields", *SPECIAL}
+
+
 def configs(value: Any) -> Iterator[dict[str, Any]]:
     """Every config in a step or a list of steps, made by `make_config` or on the spot."""
     if isinstance(value, dict):
-        if "config" in value and set(value) <= {"id", "config", "fields", "second"}:
+        if is_config(value):
             yield value
         for item in value.values():
             yield from configs(item)
@@ -183,26 +189,36 @@ def _case(suite: Suite, clause: Clause, point: Point, level: Version) -> Case:
     named = [suite.method(made["config"]) for made in configs([*given, *when])]
     methods = {method.card["method"] for method in named if method}
     calls = sorted({step["call"] for step in steps if "call" in step})
-    cards = suite.cards.values()
     requires = {*clause.requires, *(f"method-{method.lower()}" for method in methods)}
     requires.update(*(suite.models[name].get("requires", ()) for name in models if name in suite.models))
 
     variant = next((v for v in clause.variants if contains(v.api, level)), clause.variants[0])
     checks = [Check(c.id, c.word, fill(c.body, point), c.level, c.line, c.because) for c in variant.checks]
-    checks += _derived(clause, when, point)
+    checks += _derived(suite, clause, when, point)
     case = Case(clause, point, {}, tuple(checks), tuple(sorted(requires)))
     case.program.update(
         case=case.id,
         given=_steps(suite, given),
         when=_steps(suite, when),
         models={name: suite.models[name] for name in models if name in suite.models},
-        slots=_slots(cards),
-        trained=_slots(cards, "trainable"),
-        prefixes=sorted({card["prefix"] for card in cards} - {""}),
+        **_of_cards(suite),
         operations={call: suite.operations[call] for call in calls if call in suite.operations},
         values=[step["capture"]["id"] for step in steps if step.get("capture", {}).get("values")],
     )
     return case
+
+
+def _of_cards(suite: Suite) -> dict[str, list[str]]:
+    """What every program holds of the cards, made once for a suite."""
+    if suite.specs not in _known or _known[suite.specs][0] is not suite.cards:
+        cards = suite.cards.values()
+        prefixes = sorted({card["prefix"] for card in cards} - {""})
+        found = {"slots": _slots(cards), "trained": _slots(cards, "trainable"), "prefixes": prefixes}
+        _known[suite.specs] = (suite.cards, found)
+    return _known[suite.specs][1]
+
+
+_known: dict[Path, tuple[Mapping[str, Any], dict[str, list[str]]]] = {}
 
 
 def _slots(cards: Iterable[Mapping[str, Any]], role: str | None = None) -> list[str]:
@@ -235,20 +251,19 @@ def _resolve(suite: Suite, value: Any) -> Any:
         return [_resolve(suite, item) for item in value]
     if not isinstance(value, dict):
         return value
-    is_config = any(made is value for made in configs(value))
-    method = suite.method(value["config"]) if is_config else None
+    method = suite.method(value["config"]) if is_config(value) else None
     if method is None:  # no config, or one that no card describes: none, unknown, not-a-config
         return {key: _resolve(suite, item) for key, item in value.items()}
     config = {
         "class": method.card["config"]["class"],
-        "fields": {**method.options("second" in value), **value.get("fields", {})},
+        "fields": {**method.options(*SPECIAL & value.keys()), **value.get("fields", {})},
     }
     if "id" not in value:
         return {"config": config}
     return {"id": value["id"], "config": method.card["method"], **config}
 
 
-def _derived(clause: Clause, when: list[dict[str, Any]], point: Point) -> list[Check]:
+def _derived(suite: Suite, clause: Clause, when: list[dict[str, Any]], point: Point) -> list[Check]:
     """The checks that a clause implies: the errors it names are raised, only what it names is modified."""
     pairs = zip(_indexed(when), flat(clause.when), strict=True)
     raising = [(i, s, raw) for (i, s), raw in pairs if "raises" in step_options(s)]
@@ -256,11 +271,17 @@ def _derived(clause: Clause, when: list[dict[str, Any]], point: Point) -> list[C
     for index, step, raw in raising:
         where = step_label(step) or index
         name = "raises" if len(raising) == 1 else f"raises-{where}"
-        body = {"step": where, "error": step_options(step)["raises"]}
+        body = {"step": where, "error": _error_class(suite, step_options(step)["raises"], point)}
         result.append(Check(name, "raises", body, clause.level, getattr(raw, "line", clause.line)))
     level = clause.level if clause.level in ("MAY", "UNSPECIFIED") else "MUST"
     line = clause.lines.get("modifies", clause.line)
     return [*result, Check("frame", "frame", {"modifies": fill(list(clause.modifies), point)}, level, line)]
+
+
+def _error_class(suite: Suite, named: Any, point: Point) -> str:
+    """The error class that a step names, or that the card of the law's method does."""
+    method = suite.method(point.get("method")) if isinstance(named, dict) else None
+    return (method.fact(named["card"]) if method else None) or str(named)
 
 
 def _indexed(steps: list[dict[str, Any]], within: str = "") -> Iterator[tuple[int | str, dict[str, Any]]]:
@@ -300,7 +321,7 @@ def _standing(
             if not contains(api := fields.get(option, {}).get("api", ">=0"), level):
                 return "not-applicable", f"{option} is not in API level {level}, but in {api}"
         for kind, api in made.card.get("layers_since", {}).items():
-            if kind in _layer_kinds(case) and not contains(api, level):
+            if kind in _layer_kinds(suite, clause, case.axes) and not contains(api, level):
                 return "not-applicable", f"{made.card['method']} adapts {kind} in API level {api}"
     for name in case.requires:
         if name in lacks:
@@ -315,10 +336,11 @@ def can_inject(card: Mapping[str, Any], level: Version | str) -> bool:
     return any(yes for api, yes in injectable(card).items() if contains(api, level))
 
 
-def _not_adapted(suite: Suite, case: Case) -> bool:
-    """Whether this case of a law has a layer that the method's card does not list."""
-    method = suite.method(case.axes["method"])
-    return not _layer_kinds(case) <= set(method.fact("layers") if method else ())
+def _not_adapted(suite: Suite, clause: Clause, point: Point) -> bool:
+    """Whether the law's layers at this point are not those that it speaks of, by the method's card."""
+    method = suite.method(point["method"])
+    adapts, kinds = set(method.fact("layers") if method else ()), _layer_kinds(suite, clause, point)
+    return bool(kinds & adapts) if clause.layers == "others" else not kinds <= adapts
 
 
 def _asks_for_more(suite: Suite, clause: Clause, point: Point) -> bool:
@@ -329,7 +351,9 @@ def _asks_for_more(suite: Suite, clause: Clause, point: Point) -> bool:
     return called and bool(method and method.fact("forward_arguments"))
 
 
-def _layer_kinds(case: Case) -> set[str]:
+def _layer_kinds(suite: Suite, clause: Clause, point: Point) -> set[str]:
     """The kinds of the layers that are called `layer`, the one that a law adapts."""
-    chains = [model.get("chain", ()) for model in case.program["models"].values()]
+    steps = flat([*clause.given, *clause.when])
+    names = [fill(step["make_model"]["model"], point) for step in steps if "make_model" in step]
+    chains = [suite.models[name].get("chain", ()) for name in names if name in suite.models]
     return {kind for chain in chains for path, kind, *_ in chain if path == "layer"}

@@ -4,6 +4,7 @@ back.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import os
@@ -43,7 +44,7 @@ def isolated() -> Iterator[tuple[Path, list[warnings.WarningMessage]]]:
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.is_warn_always_enabled(),
     )
-    folder = Path(tempfile.mkdtemp(prefix="peft-conformance-"))
+    folder = _empty_folder()
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.resetwarnings()
@@ -74,6 +75,27 @@ def isolated() -> Iterator[tuple[Path, list[warnings.WarningMessage]]]:
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         _restore_random(states)
+        if any(folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            _spare.append(folder)  # to make and remove a folder takes as long as many a case
+
+
+_spare: list[Path] = []  # folders that cases have left empty, for the next ones
+_owner = os.getpid()
+
+
+def _empty_folder() -> Path:
+    while _spare and os.getpid() == _owner:  # a forked process leaves its parent's alone
+        folder = _spare.pop()
+        if folder.is_dir() and not any(folder.iterdir()):
+            return folder
+    return Path(tempfile.mkdtemp(prefix="peft-conformance-"))
+
+
+@atexit.register
+def _remove_spare() -> None:
+    for folder in _spare if os.getpid() == _owner else ():
         shutil.rmtree(folder, ignore_errors=True)
 
 

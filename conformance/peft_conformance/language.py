@@ -37,6 +37,7 @@ FOLDERS = {  # folder below specs/ -> schema of its files
     "vocabulary": "vocabulary",
     "sources": "sources",
 }
+SPECIAL = {"second", "init_off", "init_on"}  # what a config may be for, besides being the method's
 BESIDE_WORD = {"id", "level", "because"}  # keys of a check beside the one that names it
 SECTIONS = {  # of the vocabulary -> what one entry is called
     "models": "model",
@@ -57,17 +58,15 @@ class Method:
     point: Mapping[str, Any] = field(default_factory=dict)
 
     def fact(self, name: str) -> Any:
-        """What the point, or else the card, says; None if neither does."""
-        return self.point.get(name, self.card.get(name))
+        """What the point, or else the card or its config, says; None if none does."""
+        return self.point.get(name, self.card.get(name, self.card["config"].get(name)))
 
-    def options(self, second: bool = False) -> dict[str, Any]:
-        """The fields of its configs, `second` for an adapter beside others."""
-        config = self.card["config"]
-        return {
-            **config["use"],
-            **self.point.get("fields", {}),
-            **(config.get("second", {}) if second else {}),
-        }
+    def options(self, *special: str) -> dict[str, Any]:
+        """The fields of its configs; `special` names some of `SPECIAL`, which are laid over them."""
+        fields = {**self.card["config"]["use"], **self.point.get("fields", {})}
+        for name in special:
+            fields |= self.fact(name) or {}
+        return fields
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Suite:
     def set_values(self, name: str, where: Mapping[str, Any] | None = None) -> tuple[str, ...]:
         """The values of a named set; one drawn from the cards lists lower-case methods, at any API level.
 
-        `where` keeps the methods whose facts are (among) those that it says.
+        `where` keeps the methods whose facts are (among) those that it says, and that have what `has` lists.
         """
         entry = self.sets.get(name, Map(1))
         if "cards" not in entry:
@@ -120,9 +119,12 @@ class Suite:
 
     def _fits(self, name: str, where: Mapping[str, Any]) -> bool:
         method = self.method(name)
-        return method is not None and all(
+        if method is None or any(not method.fact(fact) for fact in where.get("has", ())):
+            return False
+        return all(
             method.fact(fact) in value if isinstance(value, list) else method.fact(fact) == value
             for fact, value in where.items()
+            if fact != "has"
         )
 
     def method(self, name: Any) -> Method | None:
@@ -265,5 +267,6 @@ def _clause(suite: Suite, file: Path, data: Map, raw: Map, line: int) -> Clause:
         rows=tuple(raw.get("rows", ())),
         decided=raw.get("decided"),
         law="laws" in data,
+        layers=raw.get("layers", "listed"),
         lines=raw.lines,
     )

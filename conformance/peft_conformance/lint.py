@@ -20,7 +20,7 @@ from peft_conformance.expand import (
 )
 from peft_conformance.formula import FormulaError, parse
 from peft_conformance.frame import MODULE_ASPECTS, TENSOR_ASPECTS
-from peft_conformance.language import Suite, injectable
+from peft_conformance.language import SPECIAL, Suite, injectable
 from peft_conformance.models import LAYERS
 from peft_conformance.ranges import outside, untiled
 from peft_conformance.reading import Map, Seq, SpecError, closest
@@ -141,7 +141,7 @@ def _cards(suite: Suite) -> Iterator[SpecError]:
             yield SpecError(file, config.lines["base"], message, closest(config["base"], suite.configs))
         options = [
             config["use"],
-            config.get("second", {}),
+            *(config.get(name, {}) for name in sorted(SPECIAL)),
             *(p["fields"] for p in config.get("points", {}).values()),
         ]
         fields = {*config.get("fields", (name for part in options for name in part))}
@@ -426,8 +426,9 @@ class _ClauseLint:
             line = options.lines["raises"]
             if given:
                 self.error(line, "`raises` is an expectation: it belongs in `when`")
-            if self.known("error class", options["raises"], self.suite.errors, line):
-                self.in_range(self.suite.errors[options["raises"]].get("api", ">=0"), options["raises"], line)
+            for error in self.error_classes(options["raises"]):
+                if self.known("error class", error, self.suite.errors, line):
+                    self.in_range(self.suite.errors[error].get("api", ">=0"), error, line)
         for config in configs(step):
             self.config(config)
         models, kind, values, stored = frozenset[str](), MAKES.get(word, ""), False, False
@@ -471,6 +472,13 @@ class _ClauseLint:
             self.error(step.line, f"label {label!r} is given twice")
         if label:
             self.labels[label] = step
+
+    def error_classes(self, named: Any) -> set[str]:
+        """The classes that `raises` stands for: itself, or what the cards of the matrix's methods say."""
+        if isinstance(named, str):
+            return {named}
+        methods = filter(None, map(self.suite.method, self.clause.matrix.get("method", ())))
+        return {str(method.fact(named["card"])) for method in methods}
 
     def call(self, step: Any) -> tuple[frozenset[str], str]:
         """An operation and its arguments; returns the models its result may come from, and its kind."""
