@@ -492,6 +492,9 @@ class _Run:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for _, parameter in parameters:
+                if body.get("fill") == "nan":
+                    parameter.fill_(torch.nan)
+                    continue
                 parameter.add_((NOISE * torch.randn(parameter.shape, generator=generator)).to(parameter))
 
     def _set_tensor(self, body: dict[str, Any]) -> None:

@@ -318,6 +318,9 @@ class Script:
         condition = self.names("trainable" if part == "adapter" else part, body.get("adapter"))
         parameters = f"sorted({self.var(body['of'])}.named_parameters())"
         self.add(f"chosen = [p for n, p in {parameters} if {condition} and p.is_floating_point()]")
+        if body.get("fill") == "nan":
+            self.add("assert chosen\nfor p in chosen:\n    p.data.fill_(float('nan'))")
+            return
         self.add(f"assert chosen\ngenerator = torch.Generator().manual_seed({body.get('seed', 0)})")
         self.add("for p in chosen:")
         self.add(f"    p.data += ({NOISE} * torch.randn(p.shape, generator=generator)).to(p)")

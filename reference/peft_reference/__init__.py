@@ -13,7 +13,13 @@ from .auto import (
     AutoPeftModelForTokenClassification,
 )
 from .config import PeftConfig, PromptLearningConfig, get_peft_config
-from .errors import NoMatchingPeftModuleError, PeftError, PeftWarning, UnsupportedOptionError
+from .errors import (
+    NoMatchingPeftModuleError,
+    PeftError,
+    PeftWarning,
+    UnsupportedLayerError,
+    UnsupportedOptionError,
+)
 from .injection import inject_adapter_in_model
 from .kbit import prepare_model_for_kbit_training
 from .methods import *  # noqa: F403 - the public names of every method
@@ -68,6 +74,7 @@ __all__ = [
     "PeftWarning",
     "PromptLearningConfig",
     "TaskType",
+    "UnsupportedLayerError",
     "UnsupportedOptionError",
     "cast_mixed_precision_params",
     "get_base_model_state_dict",

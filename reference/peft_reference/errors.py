@@ -9,6 +9,10 @@ class NoMatchingPeftModuleError(PeftError, ValueError):
     """A config selects no module of the model."""
 
 
+class UnsupportedLayerError(PeftError, ValueError, TypeError, NotImplementedError):
+    """A method cannot adapt layers of this type. PEFT raises one of the three, by method."""
+
+
 class UnsupportedOptionError(PeftError, ValueError, NotImplementedError):
     """PEFT has this option, the reference does not offer it (yet). Never a silent fallback."""
 

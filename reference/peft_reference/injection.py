@@ -24,6 +24,7 @@ from .adapters import (
     walk,
 )
 from .config import PeftConfig
+from .errors import UnsupportedLayerError
 from .holder import BASE_NAME, Holder, per_sample
 from .layer import BaseTunerLayer
 from .matching import (
@@ -193,7 +194,7 @@ class Injection:
         op = module.op if isinstance(module, BaseTunerLayer) else operator_of(module)  # of another method
         if op is None or op not in self.layer_cls.operators:
             supported = ", ".join(f"`{'.'.join(kind.where)}`" for kind in self.layer_cls.operators)
-            raise ValueError(
+            raise UnsupportedLayerError(
                 f"Target '{name}' is a {type(module).__name__}, which is not supported. Layers that can be "
                 f"adapted: {supported}."
             )
