@@ -14,7 +14,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -265,7 +265,11 @@ def _chosen(
 
 
 def _holds(when: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
-    return all(fields.get(name) == value for name, value in when.items())
+    """Whether each field has the value that is stated, or one of those that are listed."""
+    return all(
+        fields.get(name) == value or (isinstance(value, list) and fields.get(name) in value)
+        for name, value in when.items()
+    )
 
 
 def relation(
@@ -321,6 +325,9 @@ def effective(
     base_bias: Value = 0.0 if bias is None else bias.to(torch.float64)
     w, b = base, base_bias
     for adapter in adapters:
+        if bias is None:
+            without = adapter.card.get("config", {}).get("without_bias", {})
+            adapter = replace(adapter, fields={**adapter.fields, **without})
         together = adapter.card.get("active_together", "one")
         if together == "one" and len(adapters) > 1:
             raise FormulaError(f"card {adapter.card['method']}: one adapter at a time, given {len(adapters)}")

@@ -141,7 +141,7 @@ def _cards(suite: Suite) -> Iterator[SpecError]:
             yield SpecError(file, config.lines["base"], message, closest(config["base"], suite.configs))
         options = [
             config["use"],
-            *(config.get(name, {}) for name in sorted(SPECIAL)),
+            *(config.get(name, {}) for name in [*sorted(SPECIAL), "without_bias"]),
             *(p["fields"] for p in config.get("points", {}).values()),
         ]
         fields = {*config.get("fields", (name for part in options for name in part))}

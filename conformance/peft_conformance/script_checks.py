@@ -270,6 +270,9 @@ def _formula(script: Script, body: Body) -> None:
     formulas = {what: _choices(card[what], kind) for what in ("weight", "bias") if what in card}
     for adapter in body["adapters"]:
         script.add(f"config = {state}_config[{adapter!r}]")
+        if arguments.get("bias") is False:
+            for field, value in card["config"].get("without_bias", {}).items():
+                script.add(f"config.{field} = {value!r}")
         wanted = set[str]().union(*(_named(choices) for choices in formulas.values()))
         if "x" in wanted.union(*(_named(_choices(c, kind)) for c in card.get("symbols", {}).values())):
             script.add(f"x = ({script.inputs[body['output']]}).double().flatten(0, -2)")
@@ -317,11 +320,16 @@ def _chosen(choices: list[dict[str, Any]]) -> str:
     text = ""
     for choice in choices:
         value = re.sub(r"\bsqrt\(", "math.sqrt(", _python(str(choice["value"])))
-        tests = " and ".join(f"config.{k} == {v!r}" for k, v in choice.get("when", {}).items())
+        tests = " and ".join(_test(name, value) for name, value in choice.get("when", {}).items())
         text += f"{value} if {tests} else " if tests else value
         if not tests:
             break
     return text.removesuffix(" else ")
+
+
+def _test(name: str, value: Any) -> str:
+    """Whether the config has the value that a card states, or one of those that it lists."""
+    return f"config.{name} {'in' if isinstance(value, list) and value else '=='} {value!r}"
 
 
 def _relation(script: Script, body: Body) -> None:

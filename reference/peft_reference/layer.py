@@ -229,6 +229,11 @@ class BaseTunerLayer(Holder):
         """The canonical base weight as it is without the adapters that are merged."""
         return self.op.canonical(self.weight if self._saved_base is None else self._saved_base[0])
 
+    @property
+    def unmerged_bias(self) -> Tensor | None:
+        """The base bias as it is without the adapters that are merged."""
+        return self.bias if self._saved_base is None else self._saved_base[1]
+
     # Merging -------------------------------------------------------------------------------------
 
     @property

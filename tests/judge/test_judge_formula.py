@@ -198,6 +198,21 @@ def test_a_layer_without_bias_is_given_none() -> None:
     assert bias.tolist() == [2.0, 1.0, 0.5]
 
 
+def test_options_can_mean_less_on_a_layer_without_bias() -> None:
+    tensors = {"e": {"role": "trainable", "shape": ["out"], "when": {"of_bias": ["vector", "number"]}}}
+    card = {"method": "SHIFT", "tensors": tensors, "weight": "W", "bias": "b + e"}
+    card |= {"config": {"without_bias": {"of_bias": "none"}}}
+    for fields in ({"of_bias": "vector"}, {"of_bias": "number"}):
+        shift = Adapter("a", card, fields, {"e": torch.tensor([1.0, 2.0, 3.0])})
+        bias = effective("Linear", torch.ones(3, 2), torch.ones(3), [shift], {})[1]
+        assert bias is not None
+        assert bias.tolist() == [2.0, 3.0, 4.0]
+        without = Adapter("a", card, fields, {})
+        assert effective("Linear", torch.ones(3, 2), None, [without], {})[1] is None
+        with pytest.raises(Misfit, match="has no tensor e"):
+            effective("Linear", torch.ones(3, 2), torch.ones(3), [without], {})
+
+
 def test_a_bias_of_the_adapter_is_scaled_and_added() -> None:
     b_bias = torch.tensor([2.0, 0.0, 4.0])
     bias = effective("Linear", W, torch.ones(3), [adapter(A, B, bias=b_bias, lora_bias=True)], {})[1]
