@@ -22,16 +22,21 @@ class Batch:
     names: tuple[str, ...]
     repeat: int = 1
 
-    def apply(self, samples: int, compute: Callable[[str, Tensor], Tensor]) -> Tensor:
-        """The outputs of `compute(name, rows)` for each name, put together in the order of the samples.
-
-        ValueError if there are not as many names as `samples`, the size of the layer's input.
-        """
+    def expanded(self, samples: int) -> tuple[str, ...]:
+        """A name for each of `samples`, copies included; ValueError for another number than there are."""
         names = self.names
         if samples == len(names) * self.repeat:  # an encoder sees each sample once, whatever `repeat` is
             names = tuple(name for name in names for _ in range(self.repeat))
         if samples != len(names):
             raise ValueError(f"`adapter_names` has {len(names)} names for a batch of {samples} samples.")
+        return names
+
+    def apply(self, samples: int, compute: Callable[[str, Tensor], Tensor]) -> Tensor:
+        """The outputs of `compute(name, rows)` for each name, put together in the order of the samples.
+
+        ValueError if there are not as many names as `samples`, the size of the layer's input.
+        """
+        names = self.expanded(samples)
         rows = {name: [i for i, own in enumerate(names) if own == name] for name in dict.fromkeys(names)}
         outputs = torch.cat([compute(name, torch.tensor(own)) for name, own in rows.items()])
         order = torch.tensor([i for own in rows.values() for i in own])
@@ -40,6 +45,11 @@ class Batch:
 
 _current_batch: ContextVar[Batch | None] = ContextVar("current_batch", default=None)
 _counting = Lock()
+
+
+def current_batch() -> Batch | None:
+    """The adapters that this thread's caller has named sample by sample."""
+    return _current_batch.get()
 
 
 class Holder(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any
 import peft_reference
 import torch
 from peft_reference import model, saving
-from peft_reference.methods import lora, lora_corda, lora_eva, lora_init
+from peft_reference.methods import lora, lora_corda, lora_eva, lora_init, lora_options
 from peft_reference.methods.lora_init import INITIALISERS, Initialiser, Site, Start
 from peft_reference.tuners.lora import config as configs
 
@@ -188,9 +188,12 @@ def knows_every_name(patch: Patches) -> None:
     ],
 )
 def looks_at_no_options(patch: Patches) -> None:
-    @patch.replace(lora_init, "settle_options")
+    @patch.replace(lora_options, "settle_options")
     def settle_options(original: Any, config: Any) -> None:
-        for field, kind in (("eva_config", lora_init.EvaConfig), ("corda_config", lora_init.CordaConfig)):
+        for field, kind in (
+            ("eva_config", lora_options.EvaConfig),
+            ("corda_config", lora_options.CordaConfig),
+        ):
             setattr(config, field, getattr(config, field) or kind())
 
 
@@ -204,9 +207,11 @@ def looks_at_no_options(patch: Patches) -> None:
     ],
 )
 def warns_of_everything(patch: Patches) -> None:
-    @patch.replace(lora_init, "settle_options")
+    @patch.replace(lora_options, "settle_options")
     def settle_options(original: Any, config: Any) -> None:
-        lora_init.warnings.warn("mind your config and path_initial_model_for_weight_conversion", stacklevel=2)
+        lora_options.warnings.warn(
+            "mind your config and path_initial_model_for_weight_conversion", stacklevel=2
+        )
         original(config)
         if config.eva_config is not None:
             config.eva_config.rho = 1.0
@@ -219,7 +224,7 @@ def warns_of_everything(patch: Patches) -> None:
     caught_by=["lora_init_data.eva-range:raises", "lora_init_data.eva-range:not-adapted"],
 )
 def takes_any_rho(patch: Patches) -> None:
-    patch.replace(lora_init.EvaConfig, "__post_init__")(lambda original, self: None)
+    patch.replace(lora_options.EvaConfig, "__post_init__")(lambda original, self: None)
 
 
 @fake("The options have other defaults.", caught_by=["lora_init_data.option-defaults:*"])

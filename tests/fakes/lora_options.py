@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 from peft_reference import operators
-from peft_reference.methods import lora, lora_dora, lora_mha, lora_replication
+from peft_reference.methods import lora, lora_config, lora_dora, lora_mha, lora_replication, lora_variant
 from torch import Tensor, nn
 
 from .fake import Patches, fake
@@ -17,8 +17,8 @@ DORA = lora_dora.DoraVariant
 @fake("DoRA's magnitude starts at one.", caught_by=["dora.magnitude:as-base"])
 def magnitude_of_ones(patch: Patches) -> None:
     @patch.replace(DORA, "create")
-    def create(original: Any, layer: Any, config: Any, contents: Any, *more: Any) -> dict[str, Any]:
-        made = original(layer, config, contents, *more)
+    def create(original: Any, *given: Any) -> dict[str, Any]:
+        made = original(*given)
         nn.init.ones_(made["lora_magnitude_vector"].weight)
         return made
 
@@ -46,7 +46,7 @@ def scales_the_bias(patch: Patches) -> None:
     caught_by=["dora.forward:merged", "dora.forward:unloaded"],
 )
 def merges_without_magnitude(patch: Patches) -> None:
-    patch.set(DORA, "fold", staticmethod(lora.LoraVariant.fold))
+    patch.set(DORA, "fold", staticmethod(lora_variant.LoraVariant.fold))
 
 
 @fake("Unmerging leaves DoRA's weights as they were merged.", caught_by=["dora.forward:unmerged"])
@@ -239,7 +239,7 @@ def saves_runtime_config(patch: Patches) -> None:
     caught_by=["lora_config.runtime:apart", "lora_config.runtime:off"],
 )
 def shares_runtime_config(patch: Patches) -> None:
-    one = lora.LoraRuntimeConfig(ephemeral_gpu_offload=True)
+    one = lora_config.LoraRuntimeConfig(ephemeral_gpu_offload=True)
 
     @patch.replace(lora.LoraConfig, "__post_init__")
     def post_init(original: Any, self: Any) -> None:

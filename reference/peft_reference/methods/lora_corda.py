@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ..adapters import walk
 from ..matching import pattern_value, resolve_targets, select_targets
 from ..operators import Conv1D, Linear, operator_of
-from .lora import LoraConfig, LoraModel
+from .lora import LoraModel
+from .lora_config import LoraConfig
 from .lora_init import INITIALISERS, Initialiser, Site, Start, without
 
 DAMPING = 0.01  # of the mean diagonal, doubled until the inverse is good

@@ -13,8 +13,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..operators import Operator
-from .lora import VARIANTS, LoraConfig, LoraLayer, LoraVariant
+from ..operators import OPERATORS, Operator
+from .lora_config import LoraConfig
+from .lora_layer import LoraLayer
+from .lora_variant import VARIANTS, LoraVariant
 
 
 class DoraCaching:
@@ -53,16 +55,17 @@ class Magnitude(nn.Module):
 class DoraVariant(LoraVariant):
     """LoRA as the direction, and one trained magnitude for each output."""
 
+    operators = OPERATORS
     per_sample = False
 
     @staticmethod
-    def check(config: LoraConfig, base: Any, op: type[Operator], name: str) -> None:
+    def check(config: LoraConfig, base: Any, op: type[Operator], name: str, r: int) -> None:
         """A grouped convolution has no place for the product B·A, and so no norm of the sum."""
         if getattr(base, "groups", 1) > 1:
             raise ValueError(f"'{name}' is a convolution with groups={base.groups}, which DoRA cannot adapt.")
 
     @staticmethod
-    def create(layer: LoraLayer, config: LoraConfig, contents: dict[str, Any]) -> dict[str, Any]:
+    def create(layer: LoraLayer, config: LoraConfig, name: str, contents: dict[str, Any]) -> dict[str, Any]:
         """Add the magnitude, in the base weight's dtype; on the meta device only its shape is known."""
         stored = contents.get("weight")  # what the initialiser makes of the base weight
         weight = (

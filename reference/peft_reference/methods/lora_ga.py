@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..operators import operator_of
-from .lora import LoraConfig
+from .lora_config import LoraConfig
 from .lora_corda import linear_targets
 from .lora_init import INITIALISERS, Initialiser, Site, Start, without
 

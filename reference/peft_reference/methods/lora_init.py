@@ -2,70 +2,19 @@
 
 W (out, in) is the base weight, s the scaling. A start that changes the base weight returns W_res with
 W_res + s·B·A = W, so the adapted layer begins as the base layer. EVA, CorDA and LoRA-GA look at data first:
-`lora_eva.py`, `lora_corda.py`, `lora_ga.py`.
+`lora_eva.py`, `lora_corda.py`, `lora_ga.py`; LoftQ has a file of its own as well, `lora_loftq.py`.
 """
 
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..operators import Conv1D, Embedding, Linear, Operator
-
-__all__ = ["EvaConfig", "LoftQConfig", "LoraGAConfig"]
-
-
-@dataclass
-class LoftQConfig:
-    """What LoftQ quantises to."""
-
-    loftq_bits: int = 4  # 2, 4 or 8
-    loftq_iter: int = 1  # how often quantisation and decomposition alternate
-
-
-@dataclass
-class EvaConfig:
-    """How EVA reads the data; ValueError for values out of range."""
-
-    rho: float = 2.0  # a layer gets at most rho·r components; 1 keeps every rank as it is
-    tau: float = 0.99  # components whose cosine with those before the last batch exceeds this have converged
-    use_label_mask: bool = True  # leave out positions whose label is `label_mask_value`
-    label_mask_value: int = -100
-    whiten: bool = False  # divide each component by the root of its singular value
-    adjust_scaling_factors: bool = True  # let alpha follow the rank, so that the scaling stays
-
-    def __post_init__(self) -> None:
-        if self.rho < 1:
-            raise ValueError(f"rho should be at least 1, got {self.rho}.")
-        if not 0 <= self.tau <= 1:
-            raise ValueError(f"tau should be between 0 and 1, got {self.tau}.")
-
-
-@dataclass
-class CordaConfig:
-    """How CorDA decomposes."""
-
-    cache_file: str | None = None  # where the decomposition is kept between runs
-    covariance_file: str | None = None  # where the covariance is kept between runs
-    corda_method: str = "ipm"  # instruction-previewed, or 'kpm', knowledge-preserved
-    verbose: bool = False
-    use_float16_for_covariance: bool = False
-    prune_temporary_fields: bool = True
-
-
-@dataclass
-class LoraGAConfig:
-    """Which part of the gradient's SVD LoRA-GA takes, and how large."""
-
-    direction: str = "ArB2r"  # or ArBr, A2rBr, random
-    scale: str = "stable"  # or weight_svd, gd_scale, unit
-    stable_gamma: int = 16
 
 
 class Site(NamedTuple):
@@ -88,7 +37,8 @@ class Start(NamedTuple):
     trains_B: bool = True
 
 
-def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U, S, V with U·diag(S)·V = matrix, largest first."""
     return torch.linalg.svd(matrix, full_matrices=False)  # (out, k), (k,), (k, in) with k = min(out, in)
 
 
@@ -105,7 +55,7 @@ def pissa(site: Site) -> Start:
     """
     iterations = pissa_iterations(site.config.init_lora_weights)
     if iterations is None:
-        U, S, V = _svd(site.W)
+        U, S, V = svd(site.W)
     else:
         U, S, V_t = torch.svd_lowrank(site.W, q=site.r, niter=iterations)
         V = V_t.t()
@@ -151,48 +101,9 @@ def mica(site: Site) -> Start:
 
     "MiCA: Minor Component Adaptation", arXiv 2604.01694.
     """
-    U, _, _ = _svd(site.W)
+    U, _, _ = svd(site.W)
     A = torch.zeros(site.r, site.W.shape[1], dtype=site.W.dtype, device=site.W.device)
     return Start(A, U[:, -site.r :], trains_B=False)
-
-
-def loftq(site: Site) -> Start:
-    """Q_t = q(W - s·B·A), s·B·A = the best approximation of W - Q_t of rank r, and so on; W becomes Q_T.
-
-    q rounds to `loftq_bits` bits in blocks and back. Li et al., "LoftQ: LoRA-Fine-Tuning-Aware Quantization
-    for Large Language Models", arXiv 2310.08659, algorithm 1.
-    """
-    options = LoftQConfig(**site.config.loftq_config)
-    low_rank = torch.zeros_like(site.W)
-    for _ in range(options.loftq_iter):
-        Q = quantized(site.W - low_rank, options.loftq_bits)
-        U, S, V = _svd(site.W - Q)
-        root = (S[: site.r] / site.s).sqrt()
-        A, B = root[:, None] * V[: site.r], U[:, : site.r] * root
-        low_rank = site.s * (B @ A)
-    return Start(A, B, Q)
-
-
-def quantized(weight: Tensor, bits: int, block: int = 64) -> Tensor:
-    """`weight` rounded to NormalFloat levels, each block of 64 values scaled by its largest magnitude.
-
-    Dettmers et al., "QLoRA", arXiv 2305.14314, section 3: the levels are quantiles of a normal distribution,
-    one more on the positive side than on the negative, with an exact zero.
-    """
-    outermost = 0.9677083  # the paper's offset, which keeps the quantile finite
-    half = 2 ** (bits - 1)
-    exact = {"dtype": torch.float64, "device": weight.device}
-
-    def quantiles(count: int) -> Tensor:
-        return torch.special.ndtri(torch.linspace(outermost, 0.5, count + 1, **exact)[:-1])  # type: ignore[call-overload]
-
-    levels = torch.cat([-quantiles(half - 1), quantiles(half), quantiles(half)[:1] * 0]).sort().values
-    levels = (levels / levels.max()).to(weight)
-    blocks = torch.nn.functional.pad(weight.flatten(), (0, -weight.numel() % block)).view(-1, block)
-    scale = blocks.abs().amax(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
-    middles = (levels[1:] + levels[:-1]) / 2
-    rounded = levels[torch.bucketize(blocks / scale, middles)] * scale
-    return rounded.flatten()[: weight.numel()].view_as(weight)
 
 
 def small_rank(config: Any, base: Any, name: str, r: int) -> None:
@@ -223,7 +134,6 @@ INITIALISERS = {
     "olora": Initialiser(olora, small_rank, True),
     "orthogonal": Initialiser(orthogonal, even_rank, False),
     "mica": Initialiser(mica, small_rank, False),
-    "loftq": Initialiser(loftq, small_rank, True),
 }
 _PLAIN = ("true", "false", "gaussian")
 
@@ -241,45 +151,6 @@ def init_name(config: Any) -> str:
         return "pissa"
     known = ", ".join(["gaussian", "eva", "pissa_niter_N", *INITIALISERS])
     raise ValueError(f"init_lora_weights={init!r} is not known: use True, False, one of {known}.")
-
-
-def settle_options(config: Any) -> None:
-    """The rules between `init_lora_weights` and the options of single initialisers, when a config is made.
-
-    Warns of options that are ignored, supplies defaults for EVA and CorDA. ValueError if LoftQ's or LoRA-GA's
-    are missing, or LoftQ's cannot be.
-    """
-    name = str(config.init_lora_weights).lower()
-    for option, kind in (("eva", EvaConfig), ("corda", CordaConfig), ("lora_ga", LoraGAConfig)):
-        field = f"{option}_config"
-        value = getattr(config, field)
-        if isinstance(value, dict):  # as it is in a file
-            setattr(config, field, kind(**value))
-        elif value is None and name == option and option != "lora_ga":
-            warnings.warn(f"init_lora_weights='{name}' without `{field}`: defaults are used.", stacklevel=4)
-            setattr(config, field, kind())
-        if value is not None and name != option:
-            warnings.warn(f"`{field}` is ignored unless init_lora_weights='{option}'.", stacklevel=4)
-    if isinstance(config.loftq_config, LoftQConfig):
-        config.loftq_config = asdict(config.loftq_config)
-    if name != "loftq" and config.loftq_config:
-        warnings.warn("`loftq_config` is ignored unless init_lora_weights='loftq'.", stacklevel=4)
-        config.loftq_config = {}
-    if changes_base(config) and config.use_rslora and (config.rank_pattern or config.alpha_pattern):
-        warnings.warn(
-            f"use_rslora with rank_pattern or alpha_pattern: what init_lora_weights={name!r} does to "
-            "the base weights cannot be converted away when the adapter is saved "
-            "(path_initial_model_for_weight_conversion).",
-            stacklevel=4,
-        )
-    if name == "loftq":
-        if not config.loftq_config:
-            raise ValueError("init_lora_weights='loftq' needs a `loftq_config`.")
-        options = LoftQConfig(**config.loftq_config)
-        if options.loftq_bits not in (2, 4, 8) or options.loftq_iter < 1:
-            raise ValueError(
-                f"LoftQ takes loftq_bits of 2, 4 or 8 and loftq_iter of 1 or more, got {options}."
-            )
 
 
 def changes_base(config: Any) -> bool:

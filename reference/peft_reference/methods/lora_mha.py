@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..operators import MultiheadAttention, Operator
-from .lora import COMPOUND, LoraConfig, LoraLayer
+from .lora_config import LoraConfig
+from .lora_layer import COMPOUND, LoraLayer
 
 
 class LoraMultiheadAttention(LoraLayer):

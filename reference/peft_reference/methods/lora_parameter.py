@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..operators import Linear, Operator
-from .lora import LoraConfig, LoraLayer, LoraModel
+from .lora import LoraModel
+from .lora_config import LoraConfig
+from .lora_layer import LoraLayer
 
 
 class Bare(Operator):

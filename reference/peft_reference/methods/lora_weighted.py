@@ -18,7 +18,9 @@ from ..injection import Injection
 from ..wrappers import ModulesToSaveWrapper
 
 if TYPE_CHECKING:
-    from .lora import LoraConfig, LoraLayer, LoraModel
+    from .lora import LoraModel
+    from .lora_config import LoraConfig
+    from .lora_layer import LoraLayer
 
 RESTRICTIONS = ("exclude_modules", "layers_to_transform")  # what makes target_modules mean less
 INIT_OPTIONS = ("eva_config", "corda_config", "lora_ga_config")  # of initialisations that run on creation
@@ -157,4 +159,14 @@ def _fill(
     bias: Tensor | None = None
     if biases and biases[0] is not None:
         bias = sum(s * b for s, b in zip(scaled, biases, strict=True))
-    lora.fill(contents, A, B, bias)
+    _put(contents, A, B, bias)
+
+
+def _put(contents: dict[str, Any], A: Tensor, B: Tensor, bias: Tensor | None) -> None:
+    """These factors into the contents of the slots, in the place of what `create` has made."""
+    if "lora_embedding_A" in contents:
+        contents |= {"lora_embedding_A": nn.Parameter(A), "lora_embedding_B": nn.Parameter(B)}
+        return
+    contents["lora_A"].weight, contents["lora_B"].weight = nn.Parameter(A), nn.Parameter(B)
+    if bias is not None:
+        contents["lora_B"].bias = nn.Parameter(bias)
