@@ -82,7 +82,10 @@ class LoraModel(BaseTuner):
             return self.model(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model's `generate` gives; aLoRA adapters act from their invocation in the prompt on. ValueError for beams."""
+        """What the model's `generate` gives; aLoRA adapters act from their invocation in the prompt on.
+
+        ValueError for beams with aLoRA.
+        """
         if not (invocations := self._invocations()):
             return self.model.generate(*args, **kwargs)  # type: ignore[operator]
         config = kwargs.get("generation_config") or getattr(self.model, "generation_config", None)
