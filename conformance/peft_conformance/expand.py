@@ -73,7 +73,7 @@ def expand(
         reasons: dict[str, str] = {}
         groups: dict[str, list[Case]] = {"run": [], "not-applicable": [], "unsupported": []}
         for point in points(clause):
-            if clause.law and (_not_adapted(suite, clause, point) or _asks_for_more(suite, clause, point)):
+            if clause.law and any(out(suite, clause, point) for out in LEFT_OUT):
                 continue  # no point of this law: its matrix has every layer, the method's card only some
             case = _case(suite, clause, point, level)
             verdict, reasons[case.id] = _standing(suite, case, level, offers, lacks or {})
@@ -343,6 +343,15 @@ def _not_adapted(suite: Suite, clause: Clause, point: Point) -> bool:
     return bool(kinds & adapts) if clause.layers == "others" else not kinds <= adapts
 
 
+def _cannot_merge(suite: Suite, clause: Clause, point: Point) -> bool:
+    """Whether the law merges into a layer that lacks what the method's card says that merging needs."""
+    method = suite.method(point["method"])
+    merges = any(step.get("call") == "BaseTuner.merge_adapter" for step in flat(clause.when))
+    if not merges or method is None or method.card.get("merge_needs") != "bias":
+        return False
+    return any(not arguments.get("bias", True) for _, arguments in _layers(suite, clause, point))
+
+
 def _asks_for_more(suite: Suite, clause: Clause, point: Point) -> bool:
     """Whether the law calls an adapted model, and the method's card wants arguments with that."""
     method = suite.method(point["method"])
@@ -351,9 +360,17 @@ def _asks_for_more(suite: Suite, clause: Clause, point: Point) -> bool:
     return called and bool(method and method.fact("forward_arguments"))
 
 
+LEFT_OUT = (_not_adapted, _asks_for_more, _cannot_merge)
+
+
 def _layer_kinds(suite: Suite, clause: Clause, point: Point) -> set[str]:
-    """The kinds of the layers that are called `layer`, the one that a law adapts."""
+    """The kinds of the layers that a law adapts."""
+    return {kind for kind, _ in _layers(suite, clause, point)}
+
+
+def _layers(suite: Suite, clause: Clause, point: Point) -> list[tuple[str, Mapping[str, Any]]]:
+    """Kind and arguments of the layers that are called `layer`, the one that a law adapts."""
     steps = flat([*clause.given, *clause.when])
     names = [fill(step["make_model"]["model"], point) for step in steps if "make_model" in step]
     chains = [suite.models[name].get("chain", ()) for name in names if name in suite.models]
-    return {kind for chain in chains for path, kind, *_ in chain if path == "layer"}
+    return [(kind, dict(*rest)) for chain in chains for path, kind, *rest in chain if path == "layer"]

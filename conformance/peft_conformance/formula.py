@@ -58,12 +58,6 @@ def _skew(entries: Tensor, n: int) -> Tensor:
     return upper - upper.mT
 
 
-def _scatter(rows: int, columns: int, at: Tensor, values: Tensor) -> Tensor:
-    flat = torch.zeros(rows * columns, dtype=torch.float64)
-    row, column = at.long()
-    return flat.index_add(0, row * columns + column, values).reshape(rows, columns)
-
-
 FUNCTIONS: dict[str, Callable[..., Value]] = {
     "sqrt": _sqrt,
     "kron": torch.kron,
@@ -85,7 +79,14 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "one": one,  # the identity of a square matrix's size
     "rms": rms,  # of all entries
     "block_diag": lambda x: torch.block_diag(*x),  # a stack of matrices -> one matrix
-    "scatter": _scatter,  # a rows × columns matrix, zero but for `values` at the index pairs `at` (2, n)
+    "scatter": script_parts.scatter,  # rows, columns, at, values: zeros but for `values` at `at`
+    "drawn_places": script_parts.drawn_places,  # seed, rows, columns, n: the places that a seed draws
+    "replace_rows": script_parts.replace_rows,  # of a matrix, by index
+    "circulant": script_parts.circulant,  # entries k of a stack -> matrices C[a, b] = k[(b - a) mod n]
+    "blocks": script_parts.blocks,  # a grid of matrices -> one matrix
+    "inverse_fourier": script_parts.inverse_fourier,  # its real part, of a matrix
+    "idwt2": script_parts.idwt2,  # one level, of a matrix, by the low-pass filter
+    "daubechies": script_parts.daubechies,  # the low-pass filter of order 1 or 2
 }
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

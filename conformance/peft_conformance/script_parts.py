@@ -195,6 +195,76 @@ def repeat(x: torch.Tensor, n: int) -> torch.Tensor:
     return x.repeat_interleave(n, -1)
 
 
+def scatter(rows: int, columns: int, at: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """A matrix of zeros but for `values` at index pairs (2, n), or at places of the flattened matrix (n)."""
+    places = at.long() if at.ndim == 1 else at[0].long() * columns + at[1].long()
+    flat = torch.zeros(rows * columns, dtype=torch.float64)
+    return flat.index_add(0, places, values).reshape(rows, columns)
+
+
+def drawn_places(seed: int, rows: int, columns: int, n: int) -> torch.Tensor:
+    """Index pairs (2, n) of entries of a matrix: the first of all its places, shuffled by torch's generator
+    on the CPU with this seed. That is what files of FourierFT and WaveFT mean, which say the seed only.
+    """
+    at = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(seed))[:n]
+    return torch.stack([torch.div(at, columns, rounding_mode="floor"), torch.remainder(at, columns)])
+
+
+def replace_rows(x: torch.Tensor, at: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The matrix with other rows at these places."""
+    x = x.clone()
+    x[at.long()] = rows
+    return x
+
+
+def circulant(k: torch.Tensor) -> torch.Tensor:
+    """For each vector in the last dimension the matrix whose row a is the vector moved a places on."""
+    return torch.stack([k.roll(a, -1) for a in range(k.shape[-1])], -2)
+
+
+def blocks(x: torch.Tensor) -> torch.Tensor:
+    """The matrix with these blocks, (rows, columns, n, m)."""
+    return torch.cat([torch.cat([*row], 1) for row in x])
+
+
+def inverse_fourier(x: torch.Tensor) -> torch.Tensor:
+    """The real part of the inverse discrete Fourier transform, as the sum that defines it."""
+    n, m = x.shape
+    rows, columns = (torch.arange(k, dtype=torch.float64) for k in (n, m))
+    turns = rows[:, None, None, None] * rows[:, None] / n + columns[:, None, None] * columns / m
+    return (torch.cos(2 * torch.pi * turns) * x).sum((2, 3)) / (n * m)
+
+
+def daubechies(order: int) -> torch.Tensor:
+    """The low-pass filter of Daubechies' first (Haar's) or second wavelet."""
+    root = 3**0.5
+    taps = {1: [1.0, 1.0], 2: [(1 + root) / 4, (3 + root) / 4, (3 - root) / 4, (1 - root) / 4]}[order]
+    return torch.tensor(taps, dtype=torch.float64) / 2**0.5
+
+
+def idwt2(x: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+    """The matrix of which x holds one level of wavelet coefficients: in its quarters, row by row, those of
+    both smooth halves, of the detail over rows, over columns, and over both. Coefficient j of a half
+    moves the filter by 2j; zeros around x, as many as the filter is long beyond 2, keep the size.
+    """
+    taps, beyond = len(low), len(low) - 2
+    high = [h if k % 2 == 0 else -h for k, h in enumerate(low.tolist()[::-1])]
+    size = [n + beyond + n % 2 for n in x.shape]
+    start = [(beyond + n % 2) // 2 for n in x.shape]
+    result = torch.zeros(*x.shape, dtype=torch.float64)
+    for i, j in x.nonzero().tolist():
+        (half, at), (other, beside) = (
+            divmod(k + s, n // 2) for k, s, n in zip((i, j), start, size, strict=True)
+        )
+        for a in range(taps):
+            for b in range(taps):
+                row, column = 2 * at - beyond + a, 2 * beside - beyond + b
+                if 0 <= row < x.shape[0] and 0 <= column < x.shape[1]:
+                    over_rows, over_columns = high if other else low, high if half else low
+                    result[row, column] += x[i, j] * over_rows[a] * over_columns[b]
+    return result
+
+
 def combined(
     parts: Any, weights: Any, kind: str, density: float = 1.0, sign: str = "total", rank: int = 0
 ) -> Any:

@@ -143,6 +143,7 @@ class Injection:
         self.decided = {"target_modules": self.targets, **tuner_cls.settle(config, model, adapter_name)}
         self.settled = copy.copy(config)  # the given config is completed when the model is changed
         vars(self.settled).update(self.decided)
+        vars(self.settled).update(self.layer_cls.share_out(self.settled, self.layers))
         for name, layer in self.layers.items():
             layer.check(self.settled, layer.get_base_layer(), layer.op, name)
         warn_unmatched_patterns(

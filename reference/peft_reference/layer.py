@@ -8,7 +8,7 @@ are here, once; activation and freezing in `holder.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -68,6 +68,11 @@ class BaseTunerLayer(Holder):
     @classmethod
     def check(cls, config: Any, base: Any, op: type[Operator], name: str) -> None:
         """Raise if `config` cannot adapt this layer. Runs for every target before anything is created."""
+
+    @classmethod
+    def share_out(cls, config: Any, layers: Mapping[str, BaseTunerLayer]) -> dict[str, Any]:
+        """What the layers of one adapter, by name, decide together; it is read like fields of the config."""
+        return {}
 
     def create(self, config: Any, name: str) -> dict[str, Any]:
         """The contents of the slots for one new adapter on the module called `name`, not yet attached.

@@ -55,6 +55,24 @@ SYMBOLS |= {"A": A, "B": B, "W": W, "s": 0.5, "r": 2, "in": 1, "v": torch.tensor
         ("weighted(transpose(A), split(stack(M)[:, None], r))", [[[1.0, 2.0]], [[6.0, 8.0]]]),
         ("block_diag(M)", [[1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 3.0, 4.0]]),
         ("scatter(r, 3, at, v)", [[0.0, 2.0, 0.0], [0.0, 0.0, 4.0]]),  # 1 and 3 fall on the same place
+        ("scatter(r, 3, at[0], v)", [[2.0, 4.0, 0.0], [0.0, 0.0, 0.0]]),  # places of the flattened matrix
+        ("replace_rows(diag(v), at[0][:r], v[None])", [[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [0.0, 0.0, 3.0]]),
+        ("circulant(v)", [[1.0, 2.0, 3.0], [3.0, 1.0, 2.0], [2.0, 3.0, 1.0]]),
+        (
+            "blocks(M[None, :, :, :] * A[0][:, None, None, None])",
+            [[1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0, 8.0]],
+        ),
+        ("inverse_fourier(A)", [[1.5, -0.5]]),  # the mean, and half the difference
+        ("inverse_fourier(diag(v[:r]))", [[0.75, -0.25], [-0.25, 0.75]]),  # (1 + 2·(-1)^(row + column)) / 4
+        ("daubechies(1) * sqrt(2)", [1.0, 1.0]),
+        (
+            "idwt2(scatter(r, r, v[:r] - v[:r], v[:r]), v[:r])",
+            [[3.0, 6.0], [6.0, 12.0]],
+        ),  # 1 + 2 in the low half
+        (
+            "idwt2(scatter(r, r, v[:1], v[:1]), v[:r])",
+            [[2.0, 4.0], [-1.0, -2.0]],
+        ),  # rows in detail, columns smooth
     ],
 )
 def test_a_formula_has_the_value_worked_out_by_hand(formula: str, value: Any) -> None:
@@ -67,7 +85,7 @@ def test_a_formula_has_the_value_worked_out_by_hand(formula: str, value: Any) ->
     ("formula", "says"),
     [
         ("W + C", "no symbol 'C'; there are A, B, M, W"),
-        ("frob(A)", "no function 'frob'; there are block_diag, cayley, diag"),
+        ("frob(A)", "no function 'frob'; there are block_diag"),
         ("A.T", "'A.T' (Attribute) is not in the grammar"),
         ("A and B", "column"),
         ("A == B", "(Compare)"),

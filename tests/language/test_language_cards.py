@@ -144,3 +144,12 @@ def test_a_card_that_is_complete_joins_the_laws_on_its_own_layers(tmp_path: Path
     layers = {case.axes["layer"] for case in expansion.cases if case.axes["method"] == "loha"}
     assert layers == {"one-linear", "one-linear-biasless", "one-conv1d", "one-conv2d"}
     assert not [s for s in expansion.skipped if s.case.axes["method"] == "loha"]
+
+
+def test_an_adapter_that_merges_into_a_bias_has_no_merging_laws_without_one(suite: Suite) -> None:
+    cases = expand(suite, api_level="0.21.2", clauses=["law.merge", "law.forward"]).cases
+    layers = {
+        clause: {c.axes["layer"] for c in cases if c.clause.id == clause and c.axes["method"] == "beft"}
+        for clause in ("law.merge", "law.forward")
+    }
+    assert layers == {"law.merge": {"one-linear"}, "law.forward": {"one-linear", "one-linear-biasless"}}

@@ -66,3 +66,29 @@ ADALORA: dict[str, tuple[str, ...] | str] = {
     "roberta": ("query", "key", "value", "dense"),
     "t5": ("q", "k", "v", "o", "wi", "wo"),
 }
+
+MLP_OF_GPT2 = {**ATTENTION, **dict.fromkeys(("gpt2", "gpt_bigcode"), ("mlp.c_proj",))}
+
+VALUE: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("bart", "opt", "gptj", "gpt_neo", "llama", "llama4", "mistral", "mixtral"), ("v_proj",)),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "phi", "qwen2", "qwen3"), ("v_proj",)),
+    **dict.fromkeys(("bert", "roberta"), ("value",)),
+    **dict.fromkeys(("t5", "mt5"), ("v",)),
+    "deberta-v2": ("value_proj",),
+}
+
+_AROUND = ("input_layernorm", "post_attention_layernorm")
+_FEEDFORWARD = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
+NORMS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("llama", "mistral", "gemma"), (*_AROUND, "norm")),
+    **dict.fromkeys(("gemma2", "gemma3_text"), (*_AROUND, *_FEEDFORWARD, "norm")),
+    **dict.fromkeys(("bloom", "falcon"), (*_AROUND, "ln_f")),
+    **dict.fromkeys(("qwen2", "qwen3"), ("post_attention_layernorm",)),
+    **dict.fromkeys(("t5", "mt5"), ("layer_norm", "final_layer_norm")),
+    "bart": ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
+    "blip-2": ("layernorm", "LayerNorm", "final_layer_norm", "self_attn_layer_norm"),
+    "gpt2": ("ln_1", "ln_2", "ln_f"),
+    "gptj": ("ln_1", "ln_f"),
+    "llava": ("multi_modal_projector", *_AROUND, "norm", "embed_tokens", "lm_head"),
+    "phi": ("input_layernorm", "final_layernorm"),
+}
