@@ -72,6 +72,7 @@ class Run:
         everything = chosen = self._expand("full", ())
         if options.matrix != "full" or options.profiles:
             chosen = self._expand(options.matrix, options.profiles)
+        self._named_devices: dict[str, set[str]] = {}
         self.cases = [case for case in chosen.cases if not self._not_run(case)]
         self.left_out = self._count(chosen)
         self._everything = everything
@@ -159,7 +160,7 @@ class Run:
         return [apply(verdict, self.implementation.expectations, self.version) for verdict in verdicts]
 
     def _not_run(self, case: Case) -> str | None:
-        if self.device != "cuda" and "cuda" in _devices(case.program):
+        if self.device != "cuda" and "cuda" in {*self._devices(case.clause), *map(str, case.axes.values())}:
             return "no cuda"
         needed = {
             package for model in case.program["models"].values() for package in model.get("requires", ())
@@ -170,6 +171,12 @@ class Run:
             if importlib.util.find_spec(package) is None:
                 return f"no {package}"
         return None
+
+    def _devices(self, clause: Clause) -> set[str]:
+        """The devices that a clause names itself; those of its axes are each case's own."""
+        if clause.id not in self._named_devices:
+            self._named_devices[clause.id] = _devices([*clause.given, *clause.when])
+        return self._named_devices[clause.id]
 
     def _prerequisite(self, clause: str, case: Case) -> Case | None:
         """The clause's case at the same values of the shared axes, else its first; None when none applies."""
@@ -334,7 +341,7 @@ def _all(case: Case, verdict: str, reason: str) -> list[Verdict]:
 
 
 def _devices(value: Any) -> set[str]:
-    """Every device that the steps of a program name."""
+    """Every device that steps name."""
     if isinstance(value, dict):
         own = {value["device"]} if isinstance(value.get("device"), str) else set()
         return own.union(*map(_devices, value.values()))
