@@ -11,7 +11,9 @@ from typing import Any, Literal
 from allpairspy import AllPairs
 from packaging.version import Version
 
+from peft_conformance import facts
 from peft_conformance.cases import Case, Check, Clause
+from peft_conformance.formula import FormulaError
 from peft_conformance.language import SPECIAL, Suite, injectable
 from peft_conformance.ranges import contains
 
@@ -187,13 +189,17 @@ def _case(suite: Suite, clause: Clause, point: Point, level: Version) -> Case:
     steps = list(flat([*given, *when]))
     models = sorted({step["make_model"]["model"] for step in steps if "make_model" in step})
     named = [suite.method(made["config"]) for made in configs([*given, *when])]
+    named += [suite.method(name) for name in _classes(steps)]
     methods = {method.card["method"] for method in named if method}
     calls = sorted({step["call"] for step in steps if "call" in step})
     requires = {*clause.requires, *(f"method-{method.lower()}" for method in methods)}
     requires.update(*(suite.models[name].get("requires", ()) for name in models if name in suite.models))
 
     variant = next((v for v in clause.variants if contains(v.api, level)), clause.variants[0])
-    checks = [Check(c.id, c.word, fill(c.body, point), c.level, c.line, c.because) for c in variant.checks]
+    checks = [
+        Check(c.id, c.word, _by_card(suite, clause, point, level, c), c.level, c.line, c.because)
+        for c in variant.checks
+    ]
     checks += _derived(suite, clause, when, point)
     case = Case(clause, point, {}, tuple(checks), tuple(sorted(requires)))
     case.program.update(
@@ -206,6 +212,28 @@ def _case(suite: Suite, clause: Clause, point: Point, level: Version) -> Case:
         values=[step["capture"]["id"] for step in steps if step.get("capture", {}).get("values")],
     )
     return case
+
+
+def _classes(steps: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
+    """The methods whose config classes are looked up."""
+    names = (step["look_up"]["name"] for step in steps if "look_up" in step)
+    yield from (name["class_of"] for name in names if isinstance(name, dict))
+
+
+def _by_card(suite: Suite, clause: Clause, point: Point, level: Version, check: Check) -> Any:
+    """The body of a check, with what it leaves to a method's card as plain data in its place."""
+    body = fill(check.body, point)
+    method = suite.method(body["card"]) if isinstance(body, dict) and "card" in body else None
+    if method is None:
+        return body
+    rest = {key: value for key, value in body.items() if key != "card"}
+    if check.word == "signature":
+        return rest | {"contains": facts.parameters(method, level), "only": True}
+    kind, arguments = _layers(suite, clause, point, body["module"])[0]
+    try:
+        return rest | {"exactly": facts.shapes(method, kind, arguments, level)}
+    except FormulaError as error:
+        return rest | {"unknown": str(error)}
 
 
 def _of_cards(suite: Suite) -> dict[str, list[str]]:
@@ -251,6 +279,8 @@ def _resolve(suite: Suite, value: Any) -> Any:
         return [_resolve(suite, item) for item in value]
     if not isinstance(value, dict):
         return value
+    if value.keys() == {"class_of"} and (known := suite.method(value["class_of"])):
+        return known.card["config"]["class"]
     method = suite.method(value["config"]) if is_config(value) else None
     if method is None:  # no config, or one that no card describes: none, unknown, not-a-config
         return {key: _resolve(suite, item) for key, item in value.items()}
@@ -368,9 +398,11 @@ def _layer_kinds(suite: Suite, clause: Clause, point: Point) -> set[str]:
     return {kind for kind, _ in _layers(suite, clause, point)}
 
 
-def _layers(suite: Suite, clause: Clause, point: Point) -> list[tuple[str, Mapping[str, Any]]]:
+def _layers(
+    suite: Suite, clause: Clause, point: Point, at: str = "layer"
+) -> list[tuple[str, Mapping[str, Any]]]:
     """Kind and arguments of the layers that are called `layer`, the one that a law adapts."""
     steps = flat([*clause.given, *clause.when])
     names = [fill(step["make_model"]["model"], point) for step in steps if "make_model" in step]
     chains = [suite.models[name].get("chain", ()) for name in names if name in suite.models]
-    return [(kind, dict(*rest)) for chain in chains for path, kind, *rest in chain if path == "layer"]
+    return [(kind, dict(*rest)) for chain in chains for path, kind, *rest in chain if path == at]

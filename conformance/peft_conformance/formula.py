@@ -58,8 +58,14 @@ def _skew(entries: Tensor, n: int) -> Tensor:
     return upper - upper.mT
 
 
+def _near_root(n: Value) -> int:
+    """The largest divisor of a whole number that is no larger than its root."""
+    return max(d for d in range(1, math.isqrt(int(n)) + 1) if int(n) % d == 0)
+
+
 FUNCTIONS: dict[str, Callable[..., Value]] = {
     "sqrt": _sqrt,
+    "near_root": _near_root,  # of a whole number, its divisor next to the root from below
     "kron": torch.kron,
     "transpose": transpose,  # swaps the last two dimensions
     "diag": torch.diag,
@@ -141,7 +147,8 @@ def parse(formula: str) -> tuple[ast.expr, set[str]]:
 
 
 def _symbol(node: ast.Name) -> str:
-    return node.id[:-1] if keyword.iskeyword(node.id[:-1]) else node.id
+    word = node.id.removesuffix("_")
+    return word if keyword.iskeyword(word) else node.id
 
 
 def evaluate(formula: str, symbols: Mapping[str, Tensor | float]) -> Value:
@@ -238,7 +245,7 @@ def _symbols(
             symbols[symbol] = (
                 found.flatten(1) if layer in ("Conv1d", "Conv2d", "Conv3d") and found.ndim > 2 else found
             )
-        elif "when" in tensor and not _holds(tensor["when"], fields):
+        elif "when" in tensor and not holds(tensor["when"], fields):
             symbols[symbol] = 0.0  # a tensor that this config does not call for adds nothing
         else:
             raise Misfit(f"adapter {adapter.name!r} has no tensor {name} on this layer")
@@ -260,12 +267,12 @@ def _chosen(
         return choices
     fields = {**adapter.fields, **overrides}
     for choice in choices:
-        if layer in choice.get("on", [layer]) and _holds(choice.get("when", {}), fields):
+        if layer in choice.get("on", [layer]) and holds(choice.get("when", {}), fields):
             return str(choice["value"])
     raise FormulaError(f"card {adapter.card['method']}: no value of {name!r} fits the config")
 
 
-def _holds(when: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+def holds(when: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
     """Whether each field has the value that is stated, or one of those that are listed."""
     return all(
         fields.get(name) == value or (isinstance(value, list) and fields.get(name) in value)

@@ -321,6 +321,24 @@ def _keys(scene: Scene, body: Body) -> Finding:
     return Finding(not wrong, expected, plain.few(wrong) or "as expected", at={"entity": body["of"]})
 
 
+def _shapes(scene: Scene, body: Body) -> Finding:
+    """The adapter's tensors are those of its card, by the card's names."""
+    if "unknown" in body:
+        raise Unjudgeable(f"{OURS}{body['unknown']}")
+    found = {
+        tag.tensor: tensor.get("shape") for tensor, tag in scene.tagged(body["of"]) if tag.role != "base"
+    }
+    wrong = [f"missing: {name}" for name in sorted(body["exactly"].keys() - found.keys())]
+    wrong += [
+        f"extra: {name} {plain.text(found[name])}" for name in sorted(found.keys() - body["exactly"].keys())
+    ]
+    for name in sorted(found.keys() & body["exactly"].keys()):
+        wanted, shape = body["exactly"][name], found[name] or []
+        if len(wanted) != len(shape) or any(w not in ("?", n) for w, n in zip(wanted, shape, strict=True)):
+            wrong.append(f"{name}: {plain.text(shape)} ≠ {plain.text(wanted)}")
+    return Finding(not wrong, body["exactly"], plain.few(wrong) or "as expected", at={"entity": body["of"]})
+
+
 # --- Two sides
 
 
@@ -620,6 +638,9 @@ def _signature(scene: Scene, body: Body) -> Finding:
     wrong = [p["name"] for p in wanted if p["name"] not in found or not _fits(found[p["name"]], p)]
     # Only the parameters in question are shown, so that a new one does not change what was observed.
     shown = list(found.values()) if exact else [found[p["name"]] for p in wanted if p["name"] in found]
+    if body.get("only"):
+        wrong += (extra := sorted(found.keys() - {p["name"] for p in wanted}))
+        shown += [found[name] for name in extra]
     if [p["name"] for p in shown] != [p["name"] for p in wanted]:
         wrong = wrong or ["number or order of the parameters"]
     detail = f"differs in {', '.join(wrong)}" if wrong else ""
@@ -751,6 +772,7 @@ WORDS: dict[str, Callable[[Scene, Body], Finding]] = {
     "none": _none,
     "modules": _modules,
     "keys": _keys,
+    "shapes": _shapes,
     "same": _same,
     "close": _close,
     "differ": _differ,

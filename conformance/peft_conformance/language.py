@@ -110,8 +110,9 @@ class Suite:
         for method, card in sorted(self.cards.items(), key=lambda item: (item[0] != "LORA", item[0])):
             if (
                 card["kind"] == wanted.get("kind", card["kind"])
-                and wanted.get("injectable", True) in injectable(card).values()
+                and ("fields" in wanted or wanted.get("injectable", True) in injectable(card).values())
                 and (card.get("complete", False) or "complete" not in wanted)
+                and ("fields" in card["config"] or "fields" not in wanted)
             ):
                 points = card["config"].get("points", ()) if "points" in wanted else ()
                 names += [method.lower(), *(f"{method.lower()}-{point}" for point in points)]

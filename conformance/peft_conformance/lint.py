@@ -77,6 +77,7 @@ CHECKS: dict[str, dict[str, tuple[str, ...]]] = {  # check -> key -> kinds of en
     "none": {"of": TABLES},
     "modules": {"of": ("model",)},
     "keys": dict.fromkeys(("of", "same_as", "fewer_than"), (*TABLES, "config", "value")),
+    "shapes": {"of": ("state_dict",)},
     "same": {"left": (), "right": ()},
     "equal": {"of": ("value",)},
     "instance": {"of": ()},
@@ -373,6 +374,11 @@ class _ClauseLint:
                 for made in configs(filled):
                     if made["config"] not in NO_CARD:  # `config` says whether there is a card
                         made["config"] = str(made["config"]).upper()
+                for body in filled.values():
+                    place = body.get("name", body) if isinstance(body, dict) else {}
+                    for key in {"card", "class_of"} & place.keys() if isinstance(place, dict) else ():
+                        if place[key] != "unsupported_layer":
+                            place[key] = str(place[key]).upper()
                 kind = "check" if "id" in filled and step_word(filled) == "id" else "step"
                 for fault in schema_errors(self.clause.file, filled, f"clauses.schema.json#/$defs/{kind}"):
                     self.error(

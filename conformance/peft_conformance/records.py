@@ -94,8 +94,15 @@ def signature(function: Callable[..., Any]) -> list[Record]:
     for p in parameters.values():
         required = p.default is p.empty and p.kind not in variable
         record = {"name": p.name, "kind": p.kind.name.lower().replace("_", "-"), "required": required}
-        found.append(record if p.default is p.empty else record | {"default": plain(p.default)})
+        found.append(record if p.default is p.empty else record | {"default": plain(_default(function, p))})
     return found
+
+
+def _default(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    """The default of a parameter; where a dataclass makes it afresh for each object, one that it makes."""
+    field = getattr(function, "__dataclass_fields__", {}).get(parameter.name)
+    made = field is not None and field.default_factory is not dataclasses.MISSING
+    return field.default_factory() if made else parameter.default
 
 
 class Recorder:

@@ -189,18 +189,33 @@ def _signature(script: Script, body: Body) -> None:
     if "parameters" in body:
         script.add(f"assert list(parameters) == {[p['name'] for p in wanted]!r}, list(parameters)")
     else:
-        script.add(f"assert {{*{[p['name'] for p in wanted]!r}}} <= parameters.keys(), list(parameters)")
+        order = "==" if body.get("only") else "<="
+        script.add(f"assert {{*{[p['name'] for p in wanted]!r}}} {order} parameters.keys(), list(parameters)")
     for p in wanted:
         found = f"parameters[{p['name']!r}]"
         if "kind" in p:
             script.add(f"assert {found}.kind.name == {p['kind'].upper().replace('-', '_')!r}")
         if p.get("required"):
             script.add(f"assert {found}.default is inspect.Parameter.empty, {found}")
-        if "default" in p:
+        if "default" in p and isinstance(p["default"], (dict, list)):
+            factory = f"{of}.__dataclass_fields__[{p['name']!r}].default_factory"
+            script.add(f"assert plain({factory}()) == {p['default']!r}")
+        elif "default" in p:
             value = p["default"]
             simple = value is None or isinstance(value, bool)
             text = f"{found}.default is {value!r}" if simple else f"plain({found}.default) == {value!r}"
             script.add(f"assert {text}, {found}")
+
+
+def _shapes(script: Script, body: Body) -> None:
+    script.add(f"found = {{n: list(p.shape) for n, p in {script.var(body['of'])}.items()}}")
+    script.add(f"expected = {body.get('exactly', {})!r}")
+    script.add("assert len(found) == len(expected), found")
+    script.add("for name, shape in expected.items():")
+    script.add("    (own,) = [s for n, s in found.items() if f'.{n}'.endswith(f'.{name}')]")
+    script.add(
+        "    assert len(own) == len(shape) and all(w in ('?', n) for w, n in zip(shape, own)), (name, own)"
+    )
 
 
 def _snapshot(script: Script, body: Body) -> None:
@@ -579,6 +594,7 @@ CHECKS: dict[str, Callable[[Script, Any], None]] = {
     "relation": _relation,
     "combination": _combination,
     "signature": _signature,
+    "shapes": _shapes,
     "snapshot": _snapshot,
     "warns": _warns,
     "silent": _silent,
