@@ -144,6 +144,11 @@ SITUATIONS: dict[str, tuple[Any, list[Step], list[Step]]] = {
         [{"look_up": {"id": "function", "name": "inject_adapter_in_model"}}],
         [],
     ),
+    "shapes": (
+        {"of": "sd", "module": "lin0", "exactly": {"lora_A.weight": [4, 8], "lora_B.weight": [12, 4]}},
+        [inject(), STATE],
+        [make()],
+    ),
     "snapshot": ({"of": "sd", "view": "state_dict"}, [inject(), STATE], [make()]),
     "warns": (
         {"step": "step", "category": "UserWarning"},

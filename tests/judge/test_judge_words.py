@@ -124,7 +124,14 @@ PASS = {
               b=folder(x__json={"json": {"r": 4}}, y__safetensors={"tensors": [tensor("k", object="#2")]}))),
         ({"left": "a", "right": "b", "aspects": ["values"]}, seen(a=state_dict("k", **META), b=state_dict("k", **META))),
     ],
+    "shapes": [
+        ({"of": "sd", "module": "linear", "exactly": {"lora_A.weight": [4, 6]}},
+         seen(sd=state_dict("linear.lora_A.weight", shape=[4, 6]))),
+        ({"of": "sd", "module": "linear", "exactly": {"lora_A.weight": [4, "?"]}},
+         seen(sd=state_dict("linear.lora_A.weight", shape=[4, 6]))),
+    ],
     "signature": [
+        ({"of": "f", "contains": SIGNATURE[::-1], "only": True}, seen(f=FUNCTION)),
         ({"of": "f", "parameters": SIGNATURE}, seen(f=FUNCTION)),
         ({"of": "f", "parameters": [{"name": "args", "kind": "var-positional"}]},
          seen(f=function(parameter("args", "var-positional")))),
@@ -265,7 +272,17 @@ FAIL = {
         ({"left": "a", "right": "b", "aspects": ["active"]}, seen(a=plain_model(), b=plain_model()),
          ["no module on either side"]),
     ],
+    "shapes": [
+        ({"of": "sd", "module": "linear", "exactly": {"lora_A.weight": [6, 4]}},
+         seen(sd=state_dict("linear.lora_A.weight", shape=[4, 6])), ["lora_A.weight: [4, 6] ≠ [6, 4]"]),
+        ({"of": "sd", "module": "linear", "exactly": {"lora_A.weight": [4]}},
+         seen(sd=state_dict("linear.lora_A.weight", shape=[4, 6])), ["lora_A.weight: [4, 6] ≠ [4]"]),
+        ({"of": "sd", "module": "linear", "exactly": {"lora_B.weight": [4, 6]}},
+         seen(sd=state_dict("linear.lora_A.weight", shape=[4, 6])),
+         ["missing: lora_B.weight", "extra: lora_A.weight [4, 6]"]),
+    ],
     "signature": [
+        ({"of": "f", "contains": SIGNATURE[:2], "only": True}, seen(f=FUNCTION), ["model", "dtype = null", "strict = true"]),
         ({"of": "f", "parameters": SIGNATURE[:2]}, seen(f=FUNCTION), ["model", "dtype = null", "strict = true"]),
         ({"of": "f", "parameters": SIGNATURE}, seen(f=function(*FUNCTION["parameters"][:2])), ["model", "dtype = null"]),
         ({"of": "f", "parameters": [SIGNATURE[0], SIGNATURE[2], SIGNATURE[1]]}, seen(f=FUNCTION),
