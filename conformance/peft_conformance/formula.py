@@ -69,6 +69,8 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "kron": torch.kron,
     "transpose": transpose,  # swaps the last two dimensions
     "diag": torch.diag,
+    "relu": torch.relu,
+    "tanh": torch.tanh,
     "repeat": lambda x, n: x.repeat_interleave(n, -1),  # each entry n times, side by side
     "norm": lambda x: x.norm(dim=-1),  # of each row
     "split": script_parts.split,  # the first dimension as n equal groups

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 from peft_reference.config import PeftConfig
-from peft_reference.methods import glora
+from peft_reference.methods import glora, peanut
 from torch import nn
 
 from .fake import Patches, fake
@@ -94,3 +95,60 @@ def glora_composes_when_merging(patch: Patches) -> None:
     def fold(original: Any, self: Any, adapter: str, weight: Any, bias: Any) -> Any:
         new, shift = original(self, adapter, weight, bias)
         return new + (weight - self.unmerged_weight) * self.glora_A[adapter](), shift
+
+
+WITH_PEANUT = [{"method": "peanut"}, {"method": "peanut-deep"}]
+
+
+@fake(
+    "PEANuT reads the inputs of the layer, and has an encoder too many.",
+    caught_by=[f"peanut.network:{part}" for part in ("first", "last", "alone", "coders")],
+)
+def peanut_has_other_shapes(patch: Patches) -> None:
+    @patch.replace(peanut.PeanutLayer, "create")
+    def create(original: Any, self: Any, config: Any, name: str) -> dict[str, Any]:
+        config = dataclasses.replace(config, depth=config.depth + 1)
+        self.out_features, self.in_features = self.in_features, self.out_features
+        contents = original(self, config, name)
+        self.out_features, self.in_features = self.in_features, self.out_features
+        return contents
+
+
+@fake(
+    "PEANuT takes any rank, depth and activation.",
+    caught_by=[f"peanut.values:raises-{what}" for what in ("rank", "depth", "activation")],
+)
+def peanut_takes_any_option(patch: Patches) -> None:
+    patch.set(peanut.PeanutConfig, "__post_init__", PeftConfig.__post_init__)
+    patch.replace(peanut.PeanutLayer, "create")(
+        lambda original, self, config, name: original(self, dataclasses.replace(config, r=2, depth=0), name)
+    )
+
+
+@fake(
+    "PEANuT's decoders forget what the encoders have read.",
+    caught_by=["law.forward:as-formula"],
+    points=WITH_PEANUT[1:],
+)
+def peanut_has_no_shortcuts(patch: Patches) -> None:
+    @patch.replace(peanut.PeanutLayer, "hidden")
+    def hidden(original: Any, self: Any, adapter: str) -> Any:
+        first, _, *coders = (getattr(self, slot)[adapter] for slot in self.adapter_layer_names)
+        h = torch.tanh(first.weight @ self.unmerged_weight)
+        for coder in [*coders[0], *coders[1]]:
+            h = torch.tanh(coder.weight @ h)
+        return h
+
+
+@fake(
+    "PEANuT reads the weight with other adapters merged into it.",
+    caught_by=["law.merge-both:merged"],
+    points=WITH_PEANUT,
+)
+def peanut_reads_what_is_merged(patch: Patches) -> None:
+    @patch.replace(peanut.PeanutLayer, "fold")
+    def fold(original: Any, self: Any, adapter: str, weight: Any, bias: Any) -> Any:
+        before, self._saved_base = self._saved_base, (weight, bias)
+        new = original(self, adapter, weight, bias)
+        self._saved_base = before
+        return new
