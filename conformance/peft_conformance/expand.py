@@ -376,7 +376,8 @@ def _not_adapted(suite: Suite, clause: Clause, point: Point) -> bool:
 def _cannot_merge(suite: Suite, clause: Clause, point: Point) -> bool:
     """Whether the law merges into a layer that lacks what the method's card says that merging needs."""
     method = suite.method(point["method"])
-    merges = any(step.get("call") == "BaseTuner.merge_adapter" for step in flat(clause.when))
+    calls = {"BaseTuner.merge_adapter", "BaseTuner.merge_and_unload"}
+    merges = any(step.get("call") in calls for step in flat(clause.when))
     if not merges or method is None or method.card.get("merge_needs") != "bias":
         return False
     return any(not arguments.get("bias", True) for _, arguments in _layers(suite, clause, point))

@@ -364,6 +364,12 @@ def _sized(value: Value, shape: Sequence[int], what: str) -> Value:
     return value
 
 
+def padding_sides(padding: int | Sequence[int], dims: int) -> list[int]:
+    """What torch's `pad` takes for a convolution's `padding`."""
+    sizes = [padding] * dims if isinstance(padding, int) else list(padding)
+    return [size for size in reversed(sizes) for _ in range(2)]
+
+
 def apply_layer(
     layer: str, arguments: Mapping[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
@@ -371,10 +377,11 @@ def apply_layer(
 
     Raises `Misfit` where weight or bias are not of the declared layer's shapes.
     """
-    if arguments.get("padding_mode", "zeros") != "zeros":
-        raise FormulaError(f"no oracle for padding_mode {arguments['padding_mode']!r}")
     used = {name: arguments[name] for name in CONV_ARGUMENTS if name in arguments}
+    mode = arguments.get("padding_mode", "zeros")
     try:
+        if mode != "zeros":  # the input is padded first, from its last dimension on, on both sides
+            x = F.pad(x.double(), padding_sides(used.pop("padding", 0), x.dim() - 2), mode=mode)
         return LAYERS[layer].call(x.double() if x.is_floating_point() else x, weight, bias, **used)
     except (RuntimeError, IndexError) as error:
         raise Misfit(f"{layer} of input {list(x.shape)} and weight {list(weight.shape)}: {error}") from None

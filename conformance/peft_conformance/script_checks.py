@@ -300,12 +300,16 @@ def _formula(script: Script, body: Body) -> None:
     script.add("bias = bias if isinstance(bias, torch.Tensor) else None")
     compare = f"torch.testing.assert_close({{}}.double(), {{}}, {_tolerance(script, body)})"
     if script.kinds.get(body["output"]) == "tensor":
-        used = "".join(f", {k}={v!r}" for k, v in arguments.items() if k in formula.CONV_ARGUMENTS)
+        options, x = {k: v for k, v in arguments.items() if k in formula.CONV_ARGUMENTS}, "x.double()"
+        if (mode := arguments.get("padding_mode", "zeros")) != "zeros":
+            sides = formula.padding_sides(options.pop("padding", 0), int(kind[-2]))
+            x = f"F.pad({x}, {sides}, mode={mode!r})"
+        used = "".join(f", {k}={v!r}" for k, v in options.items())
         expected = {
             "Linear": "F.linear(x.double(), weight, bias)",
             "Conv1D": "F.linear(x.double(), weight.mT, bias)",
             "Embedding": "F.embedding(x, weight)",
-        }.get(kind, f"F.{kind.lower()}(x.double(), weight, bias{used})")
+        }.get(kind, f"F.{kind.lower()}({x}, weight, bias{used})")
         script.add(f"x = {script.inputs[body['output']]}\nexpected = {expected}")
         script.add(compare.format(script.var(body["output"]) + _samples(body), "expected" + _samples(body)))
     else:

@@ -297,11 +297,17 @@ def test_a_convolution_flattens_its_kernel(kind: str, kernel: tuple[int, ...]) -
     torch.testing.assert_close(computed, by_hand)
 
 
+def test_padding_may_go_round() -> None:
+    x, ones = torch.tensor([[[1.0, 2.0, 4.0]]]), torch.ones(1, 1, 3)
+    arguments = {"padding": 1, "padding_mode": "circular"}
+    assert apply_layer("Conv1d", arguments, x, ones.double(), None).tolist() == [[[7.0, 7.0, 7.0]]]
+    arguments = {"padding": [1], "padding_mode": "replicate"}
+    assert apply_layer("Conv1d", arguments, x, ones.double(), None).tolist() == [[[4.0, 7.0, 10.0]]]
+
+
 def test_what_the_oracle_does_not_know_is_said() -> None:
     with pytest.raises(FormulaError, match="no oracle for layers of type LayerNorm"):
         effective("LayerNorm", W, None, [], {})
-    with pytest.raises(FormulaError, match="padding_mode 'circular'"):
-        apply_layer("Conv1d", {"padding_mode": "circular"}, W, W, None)
     nothing = {**LORA, "symbols": {"s": [{"when": {"use_rslora": "never"}, "value": "1"}]}}
     tensors = {"lora_A.weight": A, "lora_B.weight": B}
     with pytest.raises(FormulaError, match="no value of 's' fits the config"):
