@@ -153,7 +153,7 @@ class _Run:
         self.entities: dict[str, Entity] = {}
         self.steps: list[Record] = []
         self.captures: dict[str, Record] = {}
-        self.recorder = Recorder(program.get("slots", ()))
+        self.recorder = Recorder(program.get("layer_slots", program.get("slots", ())))
         self.stopped = False
 
     def perform(self) -> Observation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,9 @@ from peft_conformance.ranges import contains
 
 Matrix = Literal["full", "pairwise", "smoke"]
 Point = dict[str, Any]  # axis -> value
+INJECT = "inject_adapter_in_model"
+THROUGH_MODEL = ("get_peft_model", "PeftModel.add_adapter", "BaseTuner.set_adapter")  # what does without it
+SPEAKS_OF = {"of", "on", "left", "right", "model", "same_as", "same_object", "different_objects"}
 NOT_WORDS = {
     "args",
     "as",
@@ -201,11 +204,18 @@ def _case(suite: Suite, clause: Clause, point: Point, level: Version) -> Case:
         for c in variant.checks
     ]
     checks += _derived(suite, clause, when, point)
+    given, when = _steps(suite, given), _steps(suite, when)
+    if clause.law and not all(can_inject(method.card, level) for method in named if method):
+        names: dict[str, str] = {}
+        given, when = _through_model(given, names), _through_model(when, names)
+        checks = [replace(check, body=_renamed(check.body, names)) for check in checks]
+        calls = sorted({*calls, *THROUGH_MODEL} - {INJECT})
+        requires.add("peft-model")
     case = Case(clause, point, {}, tuple(checks), tuple(sorted(requires)))
     case.program.update(
         case=case.id,
-        given=_steps(suite, given),
-        when=_steps(suite, when),
+        given=given,
+        when=when,
         models={name: suite.models[name] for name in models if name in suite.models},
         **_of_cards(suite),
         operations={call: suite.operations[call] for call in calls if call in suite.operations},
@@ -241,7 +251,8 @@ def _of_cards(suite: Suite) -> dict[str, list[str]]:
     if suite.specs not in _known or _known[suite.specs][0] is not suite.cards:
         cards = suite.cards.values()
         prefixes = sorted({card["prefix"] for card in cards} - {""})
-        found = {"slots": _slots(cards), "trained": _slots(cards, "trainable"), "prefixes": prefixes}
+        found = {"slots": _slots(cards), "layer_slots": _slots(cards, shared=False)}
+        found |= {"trained": _slots(cards, "trainable"), "prefixes": prefixes}
         _known[suite.specs] = (suite.cards, found)
     return _known[suite.specs][1]
 
@@ -249,10 +260,15 @@ def _of_cards(suite: Suite) -> dict[str, list[str]]:
 _known: dict[Path, tuple[Mapping[str, Any], dict[str, list[str]]]] = {}
 
 
-def _slots(cards: Iterable[Mapping[str, Any]], role: str | None = None) -> list[str]:
-    """Where layers keep the tensors of these cards, or those of one role."""
+def _slots(cards: Iterable[Mapping[str, Any]], role: str | None = None, *, shared: bool = True) -> list[str]:
+    """Where the tensors of these cards are kept, or those of one role, or without what layers share."""
     tensors = (pair for card in cards for pair in card.get("tensors", {}).items())
-    return sorted({name.partition(".")[0] for name, entry in tensors if role in (None, entry["role"])})
+    fitting = (
+        name
+        for name, entry in tensors
+        if role in (None, entry["role"]) and (shared or not entry.get("shared", False))
+    )
+    return sorted({name.partition(".")[0] for name in fitting})
 
 
 def _steps(suite: Suite, steps: list[dict[str, Any]], within: str = "") -> list[dict[str, Any]]:
@@ -271,6 +287,51 @@ def _steps(suite: Suite, steps: list[dict[str, Any]], within: str = "") -> list[
             step["within"]["steps"] = _steps(suite, filled["within"]["steps"], f"{number}.")
         result.append(step)
     return result
+
+
+def _through_model(steps: list[dict[str, Any]], names: dict[str, str]) -> list[dict[str, Any]]:
+    """The steps of a law for a method that cannot be injected: get_peft_model and add_adapter bring it.
+
+    From then on the PeftModel stands for the model that it holds: `names` says which for which.
+    """
+    result = []
+    for original in steps:
+        step = _renamed(original, names)
+        if "within" in step:
+            step["within"]["steps"] = _through_model(original["within"]["steps"], names)
+        result.append(step)
+        if step.get("call") not in (INJECT, "set_adapter"):
+            continue
+        model, args = step["args"].pop("model"), step["args"]
+        if step["call"] == "set_adapter":  # the function would not tell the PeftModel what is active
+            step.update(call="BaseTuner.set_adapter", on=model)
+        elif model in names.values():
+            args.setdefault("adapter_name", "default")
+            step.update(call="PeftModel.add_adapter", on=model)
+            if not step.get("attempt"):  # what is injected is active
+                activate = {"adapter_name": args["adapter_name"]}
+                index = f"{step['index']}+"
+                result.append(
+                    {"call": "BaseTuner.set_adapter", "on": model, "args": activate, "index": index}
+                )
+        else:
+            step.update(call="get_peft_model", args={"model": model, **args, "autocast_adapter_dtype": False})
+            step["as"] = f"peft-{model}"
+            if not step.get("attempt"):
+                names[model] = step["as"]
+    return result
+
+
+def _renamed(value: Any, names: Mapping[str, str], key: str = "") -> Any:
+    """A copy of a step or a check's body that speaks of the entities by their new `names`."""
+    if isinstance(value, str):
+        return names.get(value, value) if key in SPEAKS_OF else value
+    if isinstance(value, list):
+        both = [] if key != "modifies" else [entry for entry in value if entry.get("of") in names]
+        return both + [_renamed(item, names, key) for item in value]
+    if not isinstance(value, dict) or "make_model" in value:
+        return value
+    return {name: _renamed(item, names, name) for name, item in value.items()}
 
 
 def _resolve(suite: Suite, value: Any) -> Any:
@@ -353,12 +414,20 @@ def _standing(
         for kind, api in made.card.get("layers_since", {}).items():
             if kind in _layer_kinds(suite, clause, case.axes) and not contains(api, level):
                 return "not-applicable", f"{made.card['method']} adapts {kind} in API level {api}"
+    adapts = suite.method(case.axes["method"]) if clause.law else None
+    if adapts and not can_inject(adapts.card, level) and any(map(_by_keys, [*clause.given, *clause.when])):
+        return "not-applicable", f"{adapts.card['method']} cannot be injected at API level {level}"
     for name in case.requires:
         if name in lacks:
             return "unsupported", f"{name}: {lacks[name]}"
         if offers != "all" and name not in offers:
             return "unsupported", f"{name} is not offered"
     return "run", ""
+
+
+def _by_keys(step: Mapping[str, Any]) -> bool:
+    """Whether a step injects what the keys of a state dict say, which no other function does."""
+    return step.get("call") == INJECT and "state_dict" in step["args"]
 
 
 def can_inject(card: Mapping[str, Any], level: Version | str) -> bool:

@@ -14,7 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft_conformance import plain
-from peft_conformance.roles import WRAPPED, Cards, Record, Tagged, pair, select, tags, unwrapped
+from peft_conformance.roles import (
+    ROOT,
+    SHARED,
+    WRAPPED,
+    Cards,
+    Record,
+    Tagged,
+    pair,
+    select,
+    tags,
+    unwrapped,
+)
 
 TENSOR_ASPECTS = ("presence", "storage", "values", "dtype", "device", "shape", "requires_grad", "grad")
 MODULE_ASPECTS = (
@@ -241,6 +252,8 @@ def _structure(name: str, modules: Mapping[str, Any], what: str) -> tuple[str, .
         elif what == "replaced by another module":
             adapters = []
         return ("structure", "adapter:*", *(f"adapter:{adapter}" for adapter in adapters))
+    if name.startswith(f"{SHARED}.") and not f"{name}.".startswith(ROOT):  # what an adapter's layers share
+        return ("structure", "adapter:*", *(f"adapter:{part}" for part in parts[2:]))
     return ("structure",)
 
 

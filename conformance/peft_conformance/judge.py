@@ -260,7 +260,8 @@ def _modules(scene: Scene, body: Body) -> Finding:
         raise Unjudgeable(f"{OURS}{body['of']} is {describe(record)}, which has no modules")
 
     def fits(module: Mapping[str, Any]) -> bool:
-        named = "name" not in body or re.fullmatch(body["name"], module["name"])
+        names = (module["name"], module["name"].removeprefix(ROOT))
+        named = "name" not in body or any(re.fullmatch(body["name"], name) for name in names)
         return bool(named) and body.get("adapted") in (None, module["adapter"] is not None)
 
     lacking = [(m["name"] or "(root)", _module_lacks(m, body["have"])) for m in record["modules"] if fits(m)]
@@ -607,7 +608,7 @@ def _layer_state(
         card = card_of(config, scene.suite.cards)
         if card is None:
             raise Unjudgeable(f"{entity} has no config with a card for adapter {name!r}")
-        places = [*here, *(item for item in scene.tagged(entity) if item[1].role == "shared")]
+        places = [*here, *(item for item in scene.tagged(entity) if item[1].shared)]
         own = {tag.tensor: t for t, tag in places if tag.adapter == name and tag.has_role("adapter")}
         used += own.values()
         tensors = {tensor: scene.values(t, t["name"]) for tensor, t in own.items()}

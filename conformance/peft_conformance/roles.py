@@ -1,13 +1,15 @@
 """What each tensor of a record is for, read from the method cards rather than from name prefixes.
 
 A tensor `<path>.<slot>.<adapter>[.<rest>]` is an adapter's when `<slot>[.<rest>]` is a tensor of a card; a
-copy below `modules_to_save.<adapter>` is `aux`; everything else is `base`, whatever it is called.
+copy below `modules_to_save.<adapter>` is `aux`; everything else is `base`, whatever it is called. A card's
+tensor that is `shared` is one for the whole model: wherever a model carries it, it is taken once, by the key
+that it has in a checkpoint, `base_model.<slot>[.<rest>]`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,24 +20,29 @@ WRAPPED = ("base_layer", "original_module", "token_adapter")  # where a wrapper 
 AUX = ("modules_to_save", "trainable_tokens_delta")  # where wrappers keep what an adapter trains besides
 TOKENS = ("trainable_tokens_delta", "trainable_tokens_original")  # the trained rows, and the base's
 ROOT = "base_model.model."  # what PeftModel puts before the paths of the model it holds
+SHARED = "base_model"  # where a PeftModel, and every checkpoint, has what an adapter shares over all layers
 
 
 @dataclass(frozen=True)
 class Tag:
     """What a tensor is for."""
 
-    role: str  # base, aux, or a role of the cards: trainable, frozen, saved-buffer, unsaved, shared
+    role: str  # base, aux, or a role of the cards: trainable, frozen, saved-buffer, unsaved
     module: str  # path of the adapted layer or wrapper, or of the module that owns a base tensor
     adapter: str | None  # None for base tensors, and in state dicts, whose keys name no adapter
     tensor: str  # the card's name for it, or the last segment of its own
     name: str  # its name as if no layer had been wrapped: equal before and after an injection
     bare: str  # the same without the adapter's name and PeftModel's prefix: as in a checkpoint
+    shared: bool = False  # whether it is one for the whole model
 
     def has_role(self, role: str) -> bool:
         """True when `role` names what the tensor is for.
 
-        `adapter` stands for every role of the cards, `saved` for all of them but `unsaved`.
+        `adapter` stands for every role of the cards, `saved` for all of them but `unsaved`, and `shared` for
+        any of what is one for the whole model.
         """
+        if role == "shared":
+            return self.shared
         if role in ("adapter", "saved"):
             return self.role not in ("base", "aux") and (role == "adapter" or self.role != "unsaved")
         return self.role == role
@@ -80,20 +87,41 @@ def _wraps(modules: Mapping[str, Any], path: str, part: str) -> bool:
     return _adapted(modules, path if part == "base_layer" else join(path, part))
 
 
-def _slots(cards: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Slot name -> rest of the name -> role, over all the cards' tensors."""
-    slots: dict[str, dict[str, str]] = {}
+Slots = dict[str, dict[str, tuple[str, Mapping[str, Any]]]]
+
+
+def _slots(cards: Iterable[Mapping[str, Any]]) -> Slots:
+    """Slot name -> rest of the name -> the card's name of a tensor and its entry, over all the cards."""
+    slots: Slots = {}
     for card in cards:
         for name, tensor in card.get("tensors", {}).items():
-            slot, _, rest = name.partition(".")
-            slots.setdefault(slot, {})[rest] = tensor["role"]
-            slot, _, rest = tensor.get("saved_as", name).partition(".")
-            slots.setdefault(slot, {})[rest] = tensor["role"]
+            for called in (name, tensor.get("saved_as", name)):
+                slot, _, rest = called.partition(".")
+                slots.setdefault(slot, {})[rest] = (name, tensor)
     return slots
 
 
+def _find(slots: Slots, slot: str, rest: str) -> tuple[str, Mapping[str, Any]] | None:
+    """What the cards say of a name; `<group>` in a card's name stands for any segment."""
+    entries = slots.get(slot, {})
+    if rest in entries:
+        return entries[rest]
+    fitting = (key for key in entries if re.fullmatch(r"<\w+>", key) and re.fullmatch(r"[^.]+", rest))
+    return next((entries[key] for key in fitting), None)
+
+
+def _readings(after: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
+    """What follows a slot as (adapter, rest, whether the adapter came last): it does where what is shared is
+    kept by groups of layers.
+    """
+    if after:
+        yield after[0], ".".join(after[1:]), False
+    if len(after) > 1:
+        yield after[-1], ".".join(after[:-1]), True
+
+
 def tags(record: Record, cards: Cards) -> list[Tagged]:
-    """Every tensor of a record with what it is for.
+    """Every tensor of a record with what it is for; of what is shared, one of the places that have it.
 
     An adapter that the model's `peft_config` knows is read with its own method's card; any other (a leftover
     of a deleted adapter, a state dict) with all the cards.
@@ -104,8 +132,6 @@ def tags(record: Record, cards: Cards) -> list[Tagged]:
     known = {name: card_of(config, cards) for name, config in configs.items()}
     everything = _slots(cards.values())
     of_adapter = {name: _slots([card]) if card else everything for name, card in known.items()}
-    tensors = [item for card in cards.values() for item in card.get("tensors", {}).items()]
-    saved_as = {name: entry["saved_as"] for name, entry in tensors if "saved_as" in entry}
 
     def tag(name: str) -> Tag:
         parts = name.split(".")
@@ -114,7 +140,8 @@ def tags(record: Record, cards: Cards) -> list[Tagged]:
             if here == "modules_to_save" and after and modules is not None:
                 if join(path, "original_module") in modules:
                     rest = ".".join(after[1:])
-                    return _tag("aux", path, after[0], rest, [unwrapped(path, modules), here], rest)
+                    before = [unwrapped(path, modules), here]
+                    return _tag("aux", path, after[0], rest, before, rest)
                 continue
             if here in TOKENS and i > 0 and parts[i - 1] == "token_adapter":
                 adapter = after[0] if after and modules is not None else None
@@ -122,19 +149,45 @@ def tags(record: Record, cards: Cards) -> list[Tagged]:
             if here not in everything:
                 continue
             rest = ".".join(after)
-            if modules is None and rest in everything[here]:  # as in a checkpoint: no adapter's name
-                return _tag(everything[here][rest], path, None, join(here, rest), [path, here], rest)
-            rest = ".".join(after[1:])
-            role = of_adapter.get(after[0], everything).get(here, {}).get(rest) if after else None
-            # Without a config that knows the adapter, `lora_A.weight` could be a plain layer of that name.
-            if role is not None and (rest or modules is None or after[0] in known or _adapted(modules, path)):
-                in_checkpoint = saved_as.get(join(here, rest), join(here, rest))
-                return _tag(role, path, after[0], join(here, rest), [path, here], rest, in_checkpoint)
+            if modules is None and (found := _find(everything, here, rest)):  # as in a checkpoint
+                return _of_card(found, path, None, here, rest)
+            for adapter, rest, at_end in _readings(after):
+                found = _find(of_adapter.get(adapter, everything), here, rest)
+                if not found or (at_end and not found[1].get("shared")):
+                    continue
+                # Without a config that knows the adapter, `lora_A.weight` could be a plain layer of that name
+                if rest or modules is None or adapter in known or _adapted(modules, path):
+                    return _of_card(found, path, adapter, here, rest, configs.get(adapter, {}))
         owner, _, last = name.rpartition(".")
         plain = unwrapped(owner, modules)
         return _tag("base", plain, None, last, [plain], last)
 
-    return [(tensor, tag(tensor["name"])) for tensor in tensors_of(record)]
+    tagged = [(tensor, tag(tensor["name"])) for tensor in tensors_of(record)]
+    places = {(t.get("object"), tag.name): i for i, (t, tag) in enumerate(tagged) if is_model and tag.shared}
+    return [
+        item
+        for i, item in enumerate(tagged)
+        if places.get((item[0].get("object"), item[1].name), i) == i or not item[1].shared
+    ]
+
+
+def _of_card(
+    found: tuple[str, Mapping[str, Any]],
+    path: str,
+    adapter: str | None,
+    slot: str,
+    rest: str,
+    config: Mapping[str, Any] = {},
+) -> Tag:
+    """The tag of a tensor that a card has; one that is saved for some configs is `unsaved` for others."""
+    name, entry = found
+    shared = entry.get("shared", False)
+    before = [SHARED if shared and adapter is not None else path, slot]  # a checkpoint has to have that key
+    in_checkpoint = None if name == entry.get("saved_as", name) else entry["saved_as"]
+    role = entry["role"]
+    if "saved_when" in entry and not config.get("fields", {}).get(entry["saved_when"], True):
+        role = "unsaved"
+    return _tag(role, path, adapter, name, before, rest, in_checkpoint, shared)
 
 
 def _tag(
@@ -145,9 +198,11 @@ def _tag(
     before: Sequence[str],
     rest: str,
     in_checkpoint: str | None = None,
+    shared: bool = False,
 ) -> Tag:
     bare = join(*before, rest) if in_checkpoint is None else join(*before[:-1], in_checkpoint)
-    return Tag(role, module, adapter, tensor, join(*before, adapter or "", rest), bare.removeprefix(ROOT))
+    name = join(*before, adapter or "", rest)
+    return Tag(role, module, adapter, tensor, name, bare.removeprefix(ROOT), shared)
 
 
 def join(*parts: str) -> str:

@@ -578,7 +578,9 @@ class Script:
         found = {
             name.partition(".")[0]
             for name, tensor in tensors
-            if role in (None, tensor["role"]) or (role == "saved" and tensor["role"] != "unsaved")
+            if role in (None, tensor["role"])
+            or (role == "saved" and tensor["role"] != "unsaved")
+            or (role == "shared" and tensor.get("shared"))
         }
         return tuple(sorted(found)) if tensors else tuple(self.program["slots"])
 

@@ -150,7 +150,7 @@ def delete_from(found: Sequence[Holder], adapter_name: str) -> list[str] | None:
                 stacklevel=2,
             )
     for holder in found:
-        holder.detach(adapter_name)
+        holder.delete(adapter_name)
         if still_active != active:
             holder.set_adapter(still_active)
     return still_active or None

@@ -75,6 +75,10 @@ class Holder(nn.Module):
         """Take an adapter out and return what was held of it; something false if there was nothing."""
         raise NotImplementedError
 
+    def delete(self, adapter: str) -> None:
+        """Take an adapter out for good."""
+        self.detach(adapter)
+
     def adapter_parameters(self, adapter: str) -> Iterator[nn.Parameter]:
         """The trained tensors of one adapter; none if it is not held here."""
         raise NotImplementedError

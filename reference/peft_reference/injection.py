@@ -24,7 +24,7 @@ from .adapters import (
     walk,
 )
 from .config import PeftConfig
-from .errors import UnsupportedLayerError
+from .errors import UnsupportedLayerError, UnsupportedOptionError
 from .holder import BASE_NAME, Holder, per_sample
 from .layer import BaseTunerLayer
 from .matching import (
@@ -38,7 +38,7 @@ from .matching import (
     warn_unmatched_patterns,
 )
 from .operators import Conv1D, Linear, operator_of
-from .registry import tuner_for
+from .registry import method_name, tuner_for
 from .tokens import TrainableTokensLayer, TrainableTokensWrapper
 from .tying import Ties, base_module
 from .wrappers import ModulesToSaveWrapper
@@ -57,10 +57,16 @@ def inject_adapter_in_model(
     names for further adapters. With `state_dict`, its keys (not its values) say which layers are adapted.
     With `low_cpu_mem_usage`, adapter weights are on the meta device until they are set.
 
-    Raises ValueError for a method that does not adapt layers or an unknown one, NoMatchingPeftModuleError (a
-    ValueError) if nothing is selected; the model is unchanged after any error.
+    Raises ValueError for a method that does not adapt layers or an unknown one, or whose layers share tensors
+    that a PeftModel has to keep, NoMatchingPeftModuleError (a ValueError) if nothing is selected; the model
+    is unchanged after any error.
     """
     tuner_cls = tuner_for(peft_config, "inject_adapter_in_model")
+    if tuner_cls.tuner_layer_cls.shared_slots:
+        raise ValueError(
+            f"`inject_adapter_in_model` does not support {method_name(peft_config.peft_type)}, whose layers "
+            "share tensors that a PeftModel keeps: use `get_peft_model`."
+        )
     Injection(model, tuner_cls, peft_config, adapter_name, True, low_cpu_mem_usage, state_dict).apply()
     return model
 
@@ -138,6 +144,7 @@ class Injection:
         adapt_with = ties.follow(targets, candidates)
         self.targeted_module_names = [name for name in candidates if name in targets]
         tuner_cls.check_targets(model, self.targeted_module_names)
+        self.shared = self._shared_containers(candidates.values())
         self.part_of: dict[str, str] = {}  # part of a compound layer -> the layer, by which options name it
         self.layers = self._adapted_layers(candidates)
         self.decided = {"target_modules": self.targets, **tuner_cls.settle(config, model, adapter_name)}
@@ -153,6 +160,7 @@ class Injection:
 
         taken = {*self.layers, *parameters}
         free = {name: module for name, module in candidates.items() if name not in taken}
+        self._plan_shared(tuner_cls)
         self._plan_tokens(select_tokens(config, model, modules), free, ties)
         self._plan_parameters(parameters, candidates, tuner_cls.parameter_layer_cls)
         self._plan_layers(self.layers, adapt_with, self._create_layer)
@@ -160,12 +168,31 @@ class Injection:
         self._plan_copies(saved, save_with)
 
     def _create_layer(self, name: str, layer: BaseTunerLayer) -> dict[str, Any]:
-        return layer.create(self.settled, self.part_of.get(name, name))
+        return layer.create_with(self.settled, self.part_of.get(name, name), self.for_all)
+
+    def _shared_containers(self, modules: Iterable[nn.Module]) -> dict[str, Any]:
+        """Where the layers of a model keep what they share: where the present ones do, or new containers."""
+        present = next((module for module in modules if isinstance(module, self.layer_cls)), None)
+        slots = self.layer_cls.shared_slots.items()
+        if present is not None:
+            return {slot: getattr(present, slot) for slot, _ in slots}
+        return {slot: kind().train(self.model.training) for slot, kind in slots}
+
+    def _plan_shared(self, tuner_cls: type[BaseTuner]) -> None:
+        """What the adapter has for the whole model."""
+        self.for_all: dict[str, Any] = {}
+        for layer in [*self.layers.values()][:1] if self.shared else ():
+            with torch.device("meta" if self.low_cpu_mem_usage else layer.weight.device):
+                self.for_all = tuner_cls.create_shared(self.settled, self.layers, self.shared)
 
     def _check_bias(self) -> None:
         """Biases belong to the base model, so only one adapter may train them."""
-        if getattr(self.config, "bias", "none") == "none":
+        bias = getattr(self.config, "bias", "none")
+        if bias == "none":
             return
+        known = ["all", f"{method_name(self.config.peft_type).lower()}_only", f"{self.layer_cls.prefix}only"]
+        if bias not in known:
+            raise UnsupportedOptionError(f"bias={bias!r} is not known: use none or one of {known}.")
         others = {**(getattr(self.model, "peft_config", None) or {})}
         others.pop(self.adapter_name, None)
         for name, config in others.items():
@@ -199,7 +226,10 @@ class Injection:
                 f"Target '{name}' is a {type(module).__name__}, which is not supported. Layers that can be "
                 f"adapted: {supported}."
             )
-        return self.layer_cls.class_for(op)(module, op)
+        layer = self.layer_cls.class_for(op)(module, op)
+        for slot, container in self.shared.items():
+            setattr(layer, slot, container)
+        return layer
 
     def _correct_fan_in_fan_out(self) -> None:
         """The layers show how they store their weights, whatever the config says."""
@@ -319,6 +349,8 @@ class Injection:
                     self._set_requires_grad(parameter, False)
             for name in sorted(self.placed, key=lambda name: -name.count(".")):  # inner ones first
                 self._place(name, self.placed[name])
+            for slot, container in self.shared.items():
+                self._keep(container, self.for_all[slot])
             for holder, contents in self.contents.items():
                 self._replace(holder, contents)
             for weight, values in self.weights.items():
@@ -333,7 +365,7 @@ class Injection:
         except BaseException:
             self.undo()
             raise
-        for plan in (self.layers, self.placed, self.contents, self.weights):
+        for plan in (self.layers, self.placed, self.contents, self.weights, self.for_all):
             plan.clear()  # the model has them now, and may delete them
         return self
 
@@ -370,6 +402,15 @@ class Injection:
             self._undo.append(partial(holder.attach, self.adapter_name, old))
         self._undo.append(partial(holder.detach, self.adapter_name))
         holder.attach(self.adapter_name, contents)
+
+    def _keep(self, container: Any, value: Any) -> None:
+        """Put what an adapter has for the whole model into its container, in the place of one of its name."""
+        if self.adapter_name in container:
+            self._undo.append(
+                partial(container.__setitem__, self.adapter_name, container.pop(self.adapter_name))
+            )
+        self._undo.append(partial(container.pop, self.adapter_name))
+        container[self.adapter_name] = value
 
     def _unfreeze_biases(self) -> None:
         bias = getattr(self.config, "bias", "none")
@@ -443,6 +484,8 @@ class BaseTuner(nn.Module):
         self.model = model
         self.training = model.training
         self.targeted_module_names = injection.targeted_module_names
+        for slot, container in injection.shared.items():
+            setattr(self, slot, container)
 
     @classmethod
     def method_for(cls, config: PeftConfig) -> type[BaseTuner]:
@@ -453,6 +496,17 @@ class BaseTuner(nn.Module):
     def prepare_model(cls, model: nn.Module, config: Any, adapter_name: str) -> Callable[[], Any] | None:
         """Change the model's own layers as `config` asks, before they are adapted; returns what undoes it."""
         return None
+
+    @classmethod
+    def create_shared(
+        cls, config: Any, layers: Mapping[str, BaseTunerLayer], held: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What a new adapter has for the whole model: one value for each of `shared_slots`.
+
+        Runs after all checks and before the layers' own `create`. `layers` are those that it will adapt, by
+        name, and `held` the containers, with what other adapters have. Further keys are for `create_with`.
+        """
+        return {}
 
     @classmethod
     def check_targets(cls, model: nn.Module, names: Collection[str]) -> None:

@@ -31,6 +31,9 @@ class BaseTunerLayer(Holder):
     operators: ClassVar[tuple[type[Operator], ...]]  # the kinds of layer it adapts
     # slot -> kind of container: dict for plain values, ModuleDict, ParameterDict
     slots: ClassVar[dict[str, type]]
+    # slots that are one container for all layers of a model: `PeftModel.base_model` has them as well, and a
+    # checkpoint names them `base_model.<slot>`. `BaseTuner.create_shared` fills them.
+    shared_slots: ClassVar[dict[str, type]] = {}
     adapter_layer_names: ClassVar[tuple[str, ...]]  # the slots whose tensors are trained
     matrix_slots: ClassVar[tuple[str, ...]] = ()  # the slots whose weights always have two dimensions or more
     opaque: ClassVar[bool] = True  # whether what is inside the base layer is part of it, and never adapted
@@ -80,6 +83,10 @@ class BaseTunerLayer(Holder):
         Under `weight`, which is no slot: the base weight to begin with, in its own layout, if it changes.
         """
         raise NotImplementedError
+
+    def create_with(self, config: Any, name: str, shared: dict[str, Any]) -> dict[str, Any]:
+        """As `create`, where that depends on what the adapter has for the whole model: `create_shared`'s."""
+        return self.create(config, name)
 
     def share(self, leader: BaseTunerLayer, adapter: str, contents: dict[str, Any]) -> dict[str, Any]:
         """The contents of the slots for an adapter that follows the leader's, whose slots get `contents`."""
@@ -175,6 +182,14 @@ class BaseTunerLayer(Holder):
                 taken[slot] = container.pop(adapter)
         return taken
 
+    def delete(self, adapter: str) -> None:
+        """Take an adapter out, and what it has for the whole model: it is deleted from all layers."""
+        self.detach(adapter)
+        for slot in self.shared_slots:
+            container = getattr(self, slot)
+            if adapter in container:
+                container.pop(adapter)
+
     def has_adapter(self, adapter: str) -> bool:
         """Whether this layer has an adapter of that name."""
         return adapter in self._adapters
@@ -195,9 +210,16 @@ class BaseTunerLayer(Holder):
         """(key in the live layer, key in a checkpoint, tensor): the two keys differ by the adapter's name
         only.
         """
-        for slot in self.slots:
+        return self._entries(adapter, self.slots)
+
+    def shared_entries(self, adapter: str) -> Iterator[tuple[str, str, Tensor]]:
+        """The same of what the adapter has for the whole model; every layer that has the adapter tells it."""
+        return self._entries(adapter, self.shared_slots if self.has_adapter(adapter) else {})
+
+    def _entries(self, adapter: str, slots: dict[str, type]) -> Iterator[tuple[str, str, Tensor]]:
+        for slot in slots:
             container: Any = getattr(self, slot)
-            if self.slots[slot] is not dict and adapter in container:
+            if slots[slot] is not dict and adapter in container:
                 value = container[adapter]
                 if isinstance(value, nn.Module):
                     for key, tensor in value.state_dict().items():

@@ -23,6 +23,7 @@ from .tying import base_module
 from .wrappers import ModulesToSaveWrapper
 
 EMBEDDING_LAYER_NAMES = ["embed_tokens", "lm_head"]
+SHARED_PREFIX = "base_model."  # of keys of what an adapter has once, for all of its layers
 
 
 class Entry(NamedTuple):
@@ -42,12 +43,17 @@ def adapter_entries(model: nn.Module, config: Any, adapter_name: str) -> Iterato
     """
     bias = getattr(config, "bias", "none")
     copied: tuple[str, ...] = ()
+    shared: list[Entry] = []  # what is one for the whole model comes last, and once
     for name, module in walk(model, unique=False):
         prefix = f"{name}." if name else ""
         adapted = False
         while isinstance(module, BaseTunerLayer):  # several, one inside the other, where methods are mixed
             for live, saved, tensor in module.state_entries(adapter_name):
                 yield Entry(prefix + live, prefix + saved, tensor, module)
+            shared = shared or [
+                Entry(prefix + live, SHARED_PREFIX + saved, tensor, module)
+                for live, saved, tensor in module.shared_entries(adapter_name)
+            ]
             adapted |= module.has_adapter(adapter_name) and not isinstance(module, COMPANIONS)
             module, prefix = module.base_layer, f"{prefix}base_layer."
         if isinstance(module, ModulesToSaveWrapper) and module.has_adapter(adapter_name):
@@ -58,6 +64,7 @@ def adapter_entries(model: nn.Module, config: Any, adapter_name: str) -> Iterato
             for key, parameter in module._parameters.items():
                 if "bias" in key and parameter is not None and not prefix.startswith(copied or ("\0",)):
                     yield Entry(prefix + key, prefix + key, parameter.detach(), None)
+    yield from shared
 
 
 def get_peft_model_state_dict(
@@ -115,8 +122,8 @@ def set_peft_model_state_dict(
     tuner_for(config, "set_peft_model_state_dict")
     entries = list(adapter_entries(model, config, adapter_name))
     holder_of = {entry.live: entry.holder for entry in entries}
-    current = model.state_dict()
-    held = {name for name, _ in named_holders(model, unique=False)}
+    current = model.state_dict(keep_vars=True)
+    held = _held(model)
     places = {without_compile(key): key for key in current if original_key(key, held) is not None}
     places.update({without_compile(entry.saved): entry.live for entry in entries})
 
@@ -154,11 +161,13 @@ def set_peft_model_state_dict(
         values = {key: _like(value, current[key], holder_of.get(key)) for key, value in values.items()}
     shared = _shared_parameters(model) if low_cpu_mem_usage else []
     outcome = model.load_state_dict(values, strict=False, assign=low_cpu_mem_usage)
+    filled = {id(current[key]) for key in values}  # what sits in several places is set in all of them
+    missing = [key for key in outcome.missing_keys if id(current[key]) not in filled]
     for old, places_of in shared:
         new = next((owner[key] for owner, key in places_of if owner[key] is not old), old)
         for owner, key in places_of:
             owner[key] = new
-    return IncompatibleKeys(outcome.missing_keys, unexpected)
+    return IncompatibleKeys(missing, unexpected)
 
 
 def _shared_parameters(model: nn.Module) -> list[tuple[Any, list[tuple[dict[str, Any], str]]]]:
@@ -204,6 +213,15 @@ def set_base_model_state_dict(
     return IncompatibleKeys(missing, unexpected)
 
 
+def _held(model: nn.Module) -> set[str]:
+    """The names of what holds tensors of adapters: holders, and what their layers share."""
+    found = list(named_holders(model, unique=False))
+    layers = [holder for _, holder in found if isinstance(holder, BaseTunerLayer)]
+    shared = {id(getattr(layer, slot)) for layer in layers for slot in layer.shared_slots}
+    beside = walk(model) if shared else ()
+    return {name for name, _ in found} | {name for name, module in beside if id(module) in shared}
+
+
 def original_key(key: str, held: set[str]) -> str | None:
     """The key a base tensor had before adapters came (`held`: where the holders are); None for an adapter's
     tensor.
@@ -221,7 +239,7 @@ def original_key(key: str, held: set[str]) -> str | None:
 
 def _base_tensors(model: nn.Module) -> dict[str, tuple[str, Tensor]]:
     """Original key -> (live key, tensor)."""
-    held = {name for name, _ in named_holders(model, unique=False)}
+    held = _held(model)
     found = {}
     for live, tensor in model.state_dict().items():
         original = original_key(live, held)

@@ -23,7 +23,9 @@ ODD = {
         "odd_mask": {"shape": ["out"], "role": "frozen"},
         "odd_norm": {"shape": ["out"], "role": "saved-buffer"},
         "odd_count": {"shape": ["out"], "role": "unsaved"},
-        "odd_bank.weight": {"shape": [4, 4], "role": "shared"},
+        "odd_bank.weight": {"shape": [4, 4], "role": "saved-buffer", "shared": True},
+        "odd_parts.<group>": {"shape": [4], "role": "trainable", "shared": True},
+        "odd_basis": {"shape": [4], "role": "saved-buffer", "shared": True, "saved_when": "keep"},
     },
 }
 TOLERANCES = {

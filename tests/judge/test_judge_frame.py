@@ -521,3 +521,17 @@ def test_looking_changes_nothing() -> None:
     kept = copy.deepcopy(seen)
     violations([m.entry for m in MUTATIONS], seen, CARDS)
     assert seen == kept
+
+
+def test_what_an_adapters_layers_share_comes_and_goes_with_it() -> None:
+    """Containers beside the model that a PeftModel holds, as those of groups of layers are."""
+    place = "base_model.odd_parts.other"
+    parts = [module("base_model.model.x"), module("base_model.odd_parts"), module(place)]
+    before, after = model([], parts[:2]), model([], parts)
+    adds = [{"of": "m", "role": "adapter", "adapter": "other"}]
+    assert violations(adds, frame({"m": before}, {"m": after}), CARDS) == []
+    adds = [{"of": "m", "role": "adapter", "adapter": "default"}]
+    assert violations(adds, frame({"m": before}, {"m": after}), CARDS) == [f"m: {place}: new module"]
+    inside = model([], [*parts[:2], module("base_model.model.x.other")])
+    (line,) = violations(adds, frame({"m": before}, {"m": inside}), CARDS)
+    assert "new module" in line

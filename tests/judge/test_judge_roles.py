@@ -37,7 +37,7 @@ def test_adapters_are_told_apart_by_name() -> None:
         ("x.odd_mask.default", "frozen"),
         ("x.odd_norm.default", "saved-buffer"),
         ("x.odd_count.default", "unsaved"),
-        ("odd_bank.default.weight", "shared"),
+        ("odd_bank.default.weight", "saved-buffer"),
         ("x.lora_A.default.bias", "base"),  # no card has it
         ("x.lora_embedding_A.default.weight", "base"),
         ("lora_head.weight", "base"),
@@ -114,6 +114,44 @@ def test_saved_is_all_of_an_adapter_but_its_bookkeeping() -> None:
     tagged = tags(state_dict(*names), CARDS)
     assert [t["name"] for t, tag in tagged if tag.has_role("saved")] == [*names[:3]]
     assert [t["name"] for t, tag in tagged if tag.has_role("adapter")] == [*names[:4]]
+
+
+def test_what_a_model_has_once_is_taken_once_and_by_its_key_in_a_checkpoint() -> None:
+    places = ("base_model.model.x.odd_bank.default.weight", "base_model.odd_bank.default.weight")
+    record = model([tensor(name, object="#bank") for name in places], [], {"default": config()})
+    record["peft_config"]["default"] = {"kind": "config", "class": "OddConfig", "fields": {}}
+    ((found, tag),) = tags(record, CARDS)
+    assert (found["name"], tag.bare, tag.tensor) == (
+        places[1],
+        "base_model.odd_bank.weight",
+        "odd_bank.weight",
+    )
+    assert (tag.shared, tag.has_role("shared"), tag.role, tag.adapter) == (
+        True,
+        True,
+        "saved-buffer",
+        "default",
+    )
+    copies = model([tensor(name) for name in places], [], record["peft_config"])
+    assert len(tags(copies, CARDS)) == 2  # two tensors are not one
+    ((_, saved),) = tags(state_dict("base_model.odd_bank.weight"), CARDS)
+    assert (saved.bare, saved.shared) == (tag.bare, True)
+
+
+@pytest.mark.parametrize("name", ["base_model.odd_parts.default.q", "base_model.odd_parts.q.default"])
+def test_what_groups_of_layers_share_has_the_groups_name(name: str) -> None:
+    configs = {"default": {"kind": "config", "class": "OddConfig", "fields": {}}}
+    ((_, tag),) = tags(model([tensor(name)], [], configs), CARDS)
+    assert (tag.tensor, tag.adapter, tag.bare) == ("odd_parts.<group>", "default", "base_model.odd_parts.q")
+    assert tags(state_dict("base_model.odd_parts.q"), CARDS)[0][1].tensor == "odd_parts.<group>"
+    assert tags(state_dict("base_model.odd_parts.q.r.weight"), CARDS)[0][1].role == "base"
+
+
+@pytest.mark.parametrize(("keep", "role"), [(True, "saved-buffer"), (False, "unsaved")])
+def test_the_config_may_say_that_a_tensor_is_not_saved(keep: bool, role: str) -> None:
+    configs = {"default": {"kind": "config", "class": "OddConfig", "fields": {"keep": keep}}}
+    ((_, tag),) = tags(model([tensor("base_model.odd_basis.default")], [], configs), CARDS)
+    assert tag.role == role
 
 
 def test_a_key_that_could_be_read_both_ways_is_a_checkpoints() -> None:

@@ -285,3 +285,52 @@ def test_our_programs_are_json_and_their_ids_unique(ours: Suite, level: str) -> 
     for case in result.cases:
         assert json.loads(json.dumps(case.program)) == case.program
         assert len({c.id for c in case.checks}) == len(case.checks)
+
+
+# laws on methods that cannot be injected
+
+
+def program(ours: Suite, law: str, method: str, api_level: str = "0.21.2") -> Case:
+    cases = expand(ours, api_level=api_level, clauses=[law]).cases
+    return next(case for case in cases if case.axes["method"] == method)
+
+
+def test_a_law_reaches_what_cannot_be_injected_through_a_peft_model(ours: Suite) -> None:
+    case = program(ours, "law.inactive", "vera")
+    calls = [step for part in ("given", "when") for step in case.program[part] if "call" in step]
+    assert [step["call"] for step in calls] == [
+        "get_peft_model",
+        "PeftModel.add_adapter",
+        "BaseTuner.set_adapter",  # what is injected is active
+        "BaseTuner.set_adapter",
+    ]
+    assert (calls[0]["as"], calls[0]["args"]["model"], calls[0]["args"]["adapter_name"]) == (
+        *("peft-m", "m"),
+        "first",
+    )
+    assert calls[0]["args"]["autocast_adapter_dtype"] is False  # as injection leaves it
+    assert all(step["on"] == "peft-m" for step in calls[1:])
+    assert {step["call"] for step in calls} <= case.program["operations"].keys()
+    assert "peft-model" in case.requires
+    used = [step["perturb"]["of"] for step in case.program["given"] if "perturb" in step]
+    assert used == ["peft-m"]
+    frame = next(check for check in case.checks if check.word == "frame").body["modifies"]
+    assert [entry.get("of") for entry in frame] == ["m", "peft-m", None]
+
+
+def test_the_same_law_injects_where_the_api_level_can(ours: Suite) -> None:
+    case = program(ours, "law.inactive", "vera", api_level="0.20.0")
+    assert "inject_adapter_in_model" in case.program["operations"]
+
+
+def test_an_injection_that_fails_leaves_the_model_to_the_checks(ours: Suite) -> None:
+    case = program(ours, "law.unsupported-layer", "vera")
+    (step,) = [step for step in case.program["when"] if "call" in step]
+    assert (step["call"], step["attempt"]) == ("get_peft_model", True)
+    assert [check.body["of"] for check in case.checks if check.id == "not-adapted"] == ["m"]
+
+
+def test_the_keys_of_a_state_dict_need_injection(ours: Suite) -> None:
+    skipped = expand(ours, api_level="0.21.2", clauses=["law.inject-from-state"]).skipped
+    reasons = {s.case.axes["method"]: s.reason for s in skipped if s.verdict == "not-applicable"}
+    assert reasons["vera"] == "VERA cannot be injected at API level 0.21.2"
