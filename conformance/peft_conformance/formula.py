@@ -50,8 +50,9 @@ def _sqrt(x: Value) -> Value:
     return torch.sqrt(x) if isinstance(x, Tensor) else math.sqrt(x)
 
 
-def _skew(entries: Tensor, n: int) -> Tensor:
-    """Rows of n(n - 1) / 2 entries above the diagonal -> matrices with Q = -Qᵀ."""
+def _skew(entries: Tensor, size: float) -> Tensor:
+    """Rows of n(n - 1) / 2 entries above the diagonal -> matrices of size n with Q = -Qᵀ."""
+    n = int(size)
     upper = torch.zeros(*entries.shape[:-1], n, n, dtype=entries.dtype)
     rows, columns = torch.triu_indices(n, n, 1)
     upper[..., rows, columns] = entries
@@ -66,6 +67,9 @@ def _near_root(n: Value) -> int:
 FUNCTIONS: dict[str, Callable[..., Value]] = {
     "sqrt": _sqrt,
     "near_root": _near_root,  # of a whole number, its divisor next to the root from below
+    "cos": torch.cos,
+    "sin": torch.sin,
+    "reshape": script_parts.reshape,  # as torch's: -1 is what is left
     "kron": torch.kron,
     "transpose": transpose,  # swaps the last two dimensions
     "diag": torch.diag,
@@ -82,6 +86,12 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "weighted": script_parts.weighted,  # the sum of matrices, each times its weight
     "skew": _skew,
     "cayley": lambda q: (one(q) - q) @ torch.linalg.inv(one(q) + q),
+    "neumann": script_parts.neumann,  # a series of k powers of a matrix
+    "householder": script_parts.householder,  # a product of reflections, by their vectors
+    "butterfly": script_parts.butterfly,  # a product of sparse matrices, by their blocks
+    "quarter": script_parts.quarter,  # each pair turned by a quarter
+    "inv": torch.linalg.inv,
+    "shorten": script_parts.shorten,  # rows, to a length
     "low_rank": low_rank,  # of a matrix, the closest one of rank r
     "minor_space": minor_space,  # the projection onto the r last left singular vectors
     "one": one,  # the identity of a square matrix's size
@@ -249,7 +259,7 @@ def _symbols(
             )
         elif "when" in tensor and not holds(tensor["when"], fields):
             symbols[symbol] = 0.0  # a tensor that this config does not call for adds nothing
-        else:
+        elif not tensor.get("optional"):
             raise Misfit(f"adapter {adapter.name!r} has no tensor {name} on this layer")
     for name, choices in adapter.card.get("symbols", {}).items():
         if name not in overrides:

@@ -40,6 +40,52 @@ def rms(matrix: torch.Tensor) -> torch.Tensor:
     return matrix.square().mean().sqrt()
 
 
+def reshape(x: torch.Tensor, *sizes: float) -> torch.Tensor:
+    """The same entries in another shape, in which -1 is what is left."""
+    return x.reshape([int(size) for size in sizes])
+
+
+def shorten(rows: torch.Tensor, most: float) -> torch.Tensor:
+    """Rows that are longer than `most`, at that length."""
+    return rows * (most / rows.norm(dim=-1, keepdim=True)).clamp(max=1)
+
+
+def neumann(q: torch.Tensor, k: int) -> torch.Tensor:
+    """I + 2Q + 2Q² + … + Qᵏ."""
+    powers = [torch.linalg.matrix_power(q, i) for i in range(k + 1)]
+    return torch.stack([*powers[:k], *powers[1:]]).sum(0)  # (I + … + Qᵏ⁻¹) + (Q + … + Qᵏ)
+
+
+def householder(vectors: torch.Tensor) -> torch.Tensor:
+    """The product, from left to right, of the reflections that turn the columns of a matrix around."""
+    product = torch.eye(len(vectors), dtype=vectors.dtype)
+    for v in vectors.mT:
+        product = product - 2 * torch.outer(product @ v, v) / (v @ v)
+    return product
+
+
+def butterfly(factors: torch.Tensor) -> torch.Tensor:
+    """F_m·…·F₁ of blocks (m, blocks, n, n): factor i + 1 cuts the entries into runs of 2^i·n, and block j of
+    a run's 2^i acts on its entries j·n/2 and following, n/2 of each half.
+    """
+    n, size = factors.shape[-1], factors.shape[1] * factors.shape[2]
+    half = n // 2
+    product = torch.eye(size, dtype=factors.dtype)
+    for i, blocks in enumerate(factors):
+        factor = torch.zeros_like(product)
+        for j, block in enumerate(blocks):
+            start = j // 2**i * 2**i * n + j % 2**i * half
+            at = torch.tensor([start + t + (t >= half) * (2**i - 1) * half for t in range(n)])
+            factor[at[:, None], at] = block
+        product = factor @ product
+    return product
+
+
+def quarter(pairs: torch.Tensor) -> torch.Tensor:
+    """Each pair (x, y) of dimension 1 turned by a quarter: (-y, x)."""
+    return torch.stack((-pairs[:, 1], pairs[:, 0]), 1)
+
+
 def plain(x: Any) -> Any:
     """Enums, dtypes, sets and tuples as strings and lists."""
     if isinstance(x, enum.Enum):

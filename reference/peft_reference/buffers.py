@@ -1,17 +1,20 @@
-"""A container for what is saved with an adapter and never trained."""
+"""Containers for what an adapter has and never trains."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 
 class BufferDict(nn.Module):
-    """Buffers by name, as `nn.ParameterDict` has parameters."""
+    """Buffers by name, as `nn.ParameterDict` has parameters; they are saved with the adapter."""
+
+    saved: ClassVar[bool] = True
 
     def __setitem__(self, key: str, value: Tensor) -> None:
-        self.register_buffer(key, value)
+        self.register_buffer(key, value, persistent=self.saved)
 
     def __getitem__(self, key: str) -> Tensor:
         return self._buffers[key]  # type: ignore[return-value]
@@ -27,4 +30,11 @@ class BufferDict(nn.Module):
 
     def pop(self, key: str) -> Tensor:
         """Take a buffer out and return it."""
+        self._non_persistent_buffers_set.discard(key)
         return self._buffers.pop(key)  # type: ignore[return-value]
+
+
+class UnsavedBufferDict(BufferDict):
+    """Buffers that follow from the base weight and the config, and are in no state dict."""
+
+    saved = False

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .buffers import UnsavedBufferDict
 from .errors import UnsupportedOptionError
 from .holder import BASE_NAME, Batch, Holder
 from .operators import Operator
@@ -219,7 +220,7 @@ class BaseTunerLayer(Holder):
     def _entries(self, adapter: str, slots: dict[str, type]) -> Iterator[tuple[str, str, Tensor]]:
         for slot in slots:
             container: Any = getattr(self, slot)
-            if slots[slot] is not dict and adapter in container:
+            if slots[slot] not in (dict, UnsavedBufferDict) and adapter in container:
                 value = container[adapter]
                 if isinstance(value, nn.Module):
                     for key, tensor in value.state_dict().items():

@@ -15,7 +15,10 @@ A = torch.tensor([[1.0, 2.0]])  # (r, in) = (1, 2)
 B = torch.tensor([[1.0], [0.0], [-1.0]])  # (out, r) = (3, 1)
 W = torch.zeros(3, 2)
 M = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])
-SYMBOLS: dict[str, Any] = {"M": M, "at": torch.tensor([[1, 0, 1], [2, 1, 2]])}
+SWAP, KEEP = [[0.0, 1.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]
+SYMBOLS: dict[str, Any] = {"swaps": torch.tensor([[SWAP, KEEP], [SWAP, KEEP]])}
+SYMBOLS |= {"u": torch.tensor([[0.0, 1.0], [1.0, -1.0]])}
+SYMBOLS |= {"M": M, "at": torch.tensor([[1, 0, 1], [2, 1, 2]])}
 SYMBOLS |= {"A": A, "B": B, "W": W, "s": 0.5, "r": 2, "in": 1, "v": torch.tensor([1.0, 2.0, 3.0])}
 
 
@@ -43,6 +46,14 @@ SYMBOLS |= {"A": A, "B": B, "W": W, "s": 0.5, "r": 2, "in": 1, "v": torch.tensor
         ("norm(B @ A * 2)", [math.sqrt(20), 0.0, math.sqrt(20)]),
         ("skew(v, 3)", [[0.0, 1.0, 2.0], [-1.0, 0.0, 3.0], [-2.0, -3.0, 0.0]]),
         ("cayley(skew(v[:1], r))", [[0.0, -1.0], [1.0, 0.0]]),  # (I - Q)(I + Q)⁻¹ of Q = [[0, 1], [-1, 0]]
+        ("neumann(skew(v[:1], 2), 3)", [[-1.0, 1.0], [-1.0, -1.0]]),  # I + 2Q + 2Q² + Q³ with Q² = -I
+        ("householder(u)", [[0.0, 1.0], [-1.0, 0.0]]),  # diag(1, -1), then the exchange of both
+        ("butterfly(swaps)", [[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]]),  # 0, 1, then 0, 2
+        ("quarter(reshape(M, 1, 2, 2))", [[[-3.0, -4.0], [1.0, 2.0]]]),
+        ("reshape(v, 3 / 1, -1)", [[1.0], [2.0], [3.0]]),
+        ("shorten(diag(v), 2)", [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]]),
+        ("cos(v - v)[0] + sin(v - v)[0]", 1.0),
+        ("inv(diag(v[:2]))", [[1.0, 0.0], [0.0, 0.5]]),
         ("low_rank(diag(v), 1)", [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 3.0]]),
         ("minor_space(diag(v), 2)", [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]),
         ("one(B @ A[:, :1])", [[1.0]]),

@@ -26,12 +26,20 @@ DIRECTIONS = [
 # (method, layer) -> why upstream computes something else there; each is a known failure in the suite, too
 DIFFERS = {
     ("lokr", "one-conv1d"): "the Kronecker product is scrambled",
+    **dict.fromkeys(
+        [(f"oft{point}", "one-conv2d") for point in ("", "-exact", "-shared", "-blocks", "-coft")],
+        "overlapping patches of the input are added up, until the adapter is merged",
+    ),
 }
+# what upstream cannot hold where the tests run
+REFUSED = {"boft-butterfly": "upstream has one factor only where it cannot compile its CUDA extension"}
 
 
 def pairs() -> Iterator[Any]:
     """Each method, at each point of its card, with each single layer that it adapts there."""
     for name in SUITE.set_values("law-configs"):
+        if name in REFUSED:
+            continue
         made: Any = SUITE.method(name)
         for model in SUITE.sets["lora-layers"]["values"]:
             if SUITE.models[model]["chain"][0][1] in made.fact("layers"):
