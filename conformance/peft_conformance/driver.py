@@ -331,7 +331,9 @@ class _Run:
         """A literal, or what `{public: name}` stands for, such as a member of an enumeration."""
         if isinstance(value, dict) and value.keys() == {"public"}:
             return self.subject.find(value["public"])[0]
-        return copy.deepcopy(value)
+        if isinstance(value, dict):
+            return {key: self._public(item) for key, item in value.items()}
+        return [self._public(item) for item in value] if isinstance(value, list) else value
 
     # --- things to start from
 
@@ -525,7 +527,9 @@ class _Run:
             setattr(target, last, self._plain(body["value"]))
 
     def _plain(self, value: Any) -> Any:
-        """A copy of plain data; the id of a folder stands for its path."""
+        """A copy of plain data; the id of a folder, also as a value of a mapping, stands for its path."""
+        if isinstance(value, dict):
+            return {key: self._plain(item) for key, item in value.items()}
         entity = self.entities.get(value) if isinstance(value, str) else None
         return str(entity.value) if entity and entity.kind == "folder" else copy.deepcopy(value)
 

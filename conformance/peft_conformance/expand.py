@@ -438,7 +438,8 @@ def can_inject(card: Mapping[str, Any], level: Version | str) -> bool:
 def _not_adapted(suite: Suite, clause: Clause, point: Point) -> bool:
     """Whether the law's layers at this point are not those that it speaks of, by the method's card."""
     method = suite.method(point["method"])
-    adapts, kinds = set(method.fact("layers") if method else ()), _layer_kinds(suite, clause, point)
+    adapts = set((method and method.fact("layers")) or ())
+    kinds = _layer_kinds(suite, clause, point)
     return bool(kinds & adapts) if clause.layers == "others" else not kinds <= adapts
 
 

@@ -69,7 +69,8 @@ ARGUMENTS = {  # parameter of an operation -> kind of entity that it takes
     "path_initial_model_for_weight_conversion": "folder",
     "pretrained_model_name_or_path": "folder",
 }
-OF_COMPLETE = ("fields", "layers", "tensors", "weight", "active_together", "identity_at_init", "mergeable")
+OF_COMPLETE = ("fields", "tensors", "identity_at_init", "mergeable")
+OF_LAYERS = ("layers", "weight", "active_together")  # of a complete card of a method that adapts layers
 SIZES = ("W", "W0", "b", "in", "out", "num", "dim", "kernel", "x")  # what every formula may name
 TABLES = ("model", "state_dict", "folder", "tensor")  # what holds tensors
 CHECKS: dict[str, dict[str, tuple[str, ...]]] = {  # check -> key -> kinds of entity that it may name
@@ -150,7 +151,7 @@ def _cards(suite: Suite) -> Iterator[SpecError]:
         if problem:
             yield SpecError(file, card.lines["injectable"], f"injectable: the ranges {problem}")
         if card.get("complete"):
-            for fact in OF_COMPLETE:
+            for fact in (*OF_COMPLETE, *(OF_LAYERS if card["kind"] == "layer" else ["where"])):
                 if fact not in card and fact not in config:
                     yield SpecError(file, card.lines["complete"], f"a complete card states `{fact}`")
         tensors = card.get("tensors", {})
@@ -448,13 +449,11 @@ class _ClauseLint:
                 used = self.use(body[key], kinds, body.lines[key], change=word not in ("capture", "read"))
                 models = used.models if used else models
                 kind = used.kind if used and word == "capture" else kind
-            named = (
-                self.entities.get(body["value"])
-                if word == "write" and isinstance(body["value"], str)
-                else None
-            )
-            if named and named.kind == "folder":  # its path is meant
-                named.used = True
+            written = body["value"] if word == "write" else None
+            for value in written.values() if isinstance(written, dict) else [written]:
+                named = self.entities.get(value) if isinstance(value, str) else None
+                if named and named.kind == "folder":  # its path is meant
+                    named.used = True
             if word == "make_model":
                 models = frozenset(self.axis_values(body["model"]))
                 for model in models:

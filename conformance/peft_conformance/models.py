@@ -203,13 +203,16 @@ def make_input(
     """The declared input by the keyword it is passed under (`None`: the first position), and what is passed
     beside it.
 
-    Ids are int64 in `[0, high)`; floats are standard normal, drawn in float32 and cast to `dtype`.
+    Ids are int64 in `[0, high)` or the declared `values`; floats are standard normal, drawn in float32 and
+    cast to `dtype`.
     """
     if name not in declaration["inputs"]:
         raise ModelError(f"no input {name!r}; the model declares: {', '.join(declaration['inputs'])}")
     generator = torch.Generator().manual_seed(seed)
 
     def draw(spec: dict[str, Any]) -> torch.Tensor:
+        if "values" in spec:
+            return torch.tensor(spec["values"], device=device)
         if spec["kind"] == "ids":
             return torch.randint(spec.get("high", 2), spec["shape"], generator=generator).to(device)
         return torch.randn(spec["shape"], generator=generator).to(device, DTYPES[dtype])
@@ -253,7 +256,9 @@ def input_source(
         draw = f"generator={'generator' if texts else f'{generator}({seed})'}"
         if "beside" in spec:
             draw = f"generator=(generator := {generator}({seed}))"
-        if spec["kind"] == "ids":
+        if "values" in spec:
+            text = f"torch.tensor({list(spec['values'])})"
+        elif spec["kind"] == "ids":
             text = f"torch.randint({spec.get('high', 2)}, {tuple(spec['shape'])}, {draw})"
         else:
             text = f"torch.randn({tuple(spec['shape'])}, {draw})"

@@ -339,10 +339,13 @@ class Script:
             self.add(f"tensor.data.copy_({new})")
 
     def _write(self, body: Body) -> None:
-        value = body["value"]
-        is_folder = isinstance(value, str) and self.kinds.get(value) == "folder"
-        text = f"str({self.var(value)})" if is_folder else repr(value)
-        self.add(f"{self.var(body['of'])}.{body['path']} = {text}")
+        def text(value: Any) -> str:
+            if isinstance(value, dict):
+                return "{" + ", ".join(f"{key!r}: {text(item)}" for key, item in value.items()) + "}"
+            is_folder = isinstance(value, str) and self.kinds.get(value) == "folder"
+            return f"str({self.var(value)})" if is_folder else repr(value)
+
+        self.add(f"{self.var(body['of'])}.{body['path']} = {text(body['value'])}")
 
     def _set_mode(self, body: Body) -> None:
         self.add(f"{self.var(body['of'])}.train({body['training']})")

@@ -68,7 +68,7 @@ def named_holders(model: nn.Module, *, unique: bool = True) -> Iterator[tuple[st
         while isinstance(module, BaseTunerLayer):
             yield name, module
             name, module = f"{name}.base_layer".removeprefix("."), module.base_layer
-        if isinstance(module, ModulesToSaveWrapper):
+        if isinstance(module, Holder):
             yield name, module
 
 

@@ -94,6 +94,10 @@ class PeftConfig:
     def validate(self) -> None:
         """Raise if this combination of fields cannot be injected. Called before anything changes."""
 
+    def located(self: Config, folder: str | os.PathLike[str], **kwargs: Any) -> Config:
+        """This config as read from `folder`, for loading what it names; `kwargs` are `from_pretrained`'s."""
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """All saved fields as plain data."""
         return {name: value for name, value in asdict(self).items() if name not in self._not_saved}

@@ -304,7 +304,7 @@ class AdaptedModel(nn.Module):
         if config is not None and not isinstance(config, PeftConfig):
             raise ValueError(f"config should be a PeftConfig, got a {type(config).__name__}.")
         if config is None:
-            config = PeftConfig.from_pretrained(model_id, **kwargs)
+            config = PeftConfig.from_pretrained(model_id, **kwargs).located(model_id, **kwargs)
         config.inference_mode = not is_trainable
         _set_offload(config, ephemeral_gpu_offload)
         weights = _read_weights(model_id, key_mapping, kwargs)

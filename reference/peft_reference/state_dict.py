@@ -56,10 +56,10 @@ def adapter_entries(model: nn.Module, config: Any, adapter_name: str) -> Iterato
             ]
             adapted |= module.has_adapter(adapter_name) and not isinstance(module, COMPANIONS)
             module, prefix = module.base_layer, f"{prefix}base_layer."
-        if isinstance(module, ModulesToSaveWrapper) and module.has_adapter(adapter_name):
+        if isinstance(module, Holder) and module.has_adapter(adapter_name):
             for live, saved, tensor in module.state_entries(adapter_name):
                 yield Entry(prefix + live, prefix + saved, tensor, module)
-            copied += (f"{prefix}original_module.",)
+            copied += (f"{prefix}original_module.",) * isinstance(module, ModulesToSaveWrapper)
         if bias == "all" or (bias != "none" and adapted):
             for key, parameter in module._parameters.items():
                 if "bias" in key and parameter is not None and not prefix.startswith(copied or ("\0",)):
