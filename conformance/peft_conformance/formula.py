@@ -64,6 +64,16 @@ def _near_root(n: Value) -> int:
     return max(d for d in range(1, math.isqrt(int(n)) + 1) if int(n) % d == 0)
 
 
+def _shuffle(x: Tensor, n: int) -> Tensor:
+    """The rows of n groups of n equal parts, part j of group i where part i of group j was."""
+    return x.unflatten(0, (n, n, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def _grid(x: Tensor, n: int) -> Tensor:
+    """A matrix as n × n blocks: (rows / n, columns / n, n, n)."""
+    return x.unflatten(1, (-1, n)).unflatten(0, (-1, n)).transpose(1, 2)
+
+
 FUNCTIONS: dict[str, Callable[..., Value]] = {
     "sqrt": _sqrt,
     "near_root": _near_root,  # of a whole number, its divisor next to the root from below
@@ -76,7 +86,13 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "relu": torch.relu,
     "tanh": torch.tanh,
     "repeat": lambda x, n: x.repeat_interleave(n, -1),  # each entry n times, side by side
+    "cycle": lambda x, n: x.repeat(1, -(-n // x.shape[-1]))[:, :n],  # n columns, those of x over and over
+    "shuffle": _shuffle,
+    "grid": _grid,
     "norm": lambda x: x.norm(dim=-1),  # of each row
+    "qr": lambda x: torch.linalg.qr(x)[
+        0
+    ],  # an orthonormal basis of the columns, by Householder's reflections
     "split": script_parts.split,  # the first dimension as n equal groups
     "stack": script_parts.stack,  # a stack of matrices as one, each below the one before
     "softmax": script_parts.softmax,  # of each row

@@ -262,6 +262,22 @@ class BaseTunerLayer(Holder):
         """The base bias as it is without the adapters that are merged."""
         return self.bias if self._saved_base is None else self._saved_base[1]
 
+    def weight_before(self, adapter: str) -> Tensor:
+        """The canonical weight that this adapter meets, changed by all that act before it, inner ones too."""
+        weight = self.op.canonical(self.weight)
+        inner: list[BaseTunerLayer] = []
+        layer: nn.Module = self
+        while isinstance(layer, BaseTunerLayer):
+            inner.insert(0, layer)
+            layer = layer.base_layer
+        for other in inner:
+            for name in other.active_adapters:
+                if other is self and name == adapter:
+                    return weight
+                if other.has_adapter(name) and not other.merged:
+                    weight = other.fold(name, weight, None)[0]
+        return weight
+
     # Merging -------------------------------------------------------------------------------------
 
     @property

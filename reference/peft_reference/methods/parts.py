@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import UnsupportedOptionError
 from ..matching import pattern_value
 
 
@@ -37,3 +38,9 @@ def rank_of(config: Any, name: str) -> int:
     if r <= 0:
         raise ValueError(f"The rank of '{name}' should be positive, got r={r}.")
     return r
+
+
+def check_bias(config: Any, *own: str) -> None:
+    """UnsupportedOptionError for a `bias` that is neither none, all nor the method's own word."""
+    if config.bias not in ("none", "all", *own):
+        raise UnsupportedOptionError(f"bias={config.bias!r} is not known: use none, all or {own[0]}.")

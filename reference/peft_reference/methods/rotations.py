@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..layer import BaseTunerLayer
 from ..operators import Conv2d, Linear, Operator
@@ -105,22 +105,6 @@ class TurnedLayer(BaseTunerLayer):
         weight = self.weight_before(adapter)
         delta = self.turned(adapter, weight, self.training) - weight
         return y + self.op.call(self.get_base_layer(), x.to(delta.dtype), delta)
-
-    def weight_before(self, adapter: str) -> Tensor:
-        """The canonical weight that this adapter meets, changed by all that act before it, inner ones too."""
-        weight = self.op.canonical(self.weight)
-        inner: list[BaseTunerLayer] = []
-        layer: nn.Module = self
-        while isinstance(layer, BaseTunerLayer):
-            inner.insert(0, layer)
-            layer = layer.base_layer
-        for other in inner:
-            for name in other.active_adapters:
-                if other is self and name == adapter:
-                    return weight
-                if other.has_adapter(name) and not other.merged:
-                    weight = other.fold(name, weight, None)[0]
-        return weight
 
     def fold(self, adapter: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """W·M."""
