@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -243,7 +244,7 @@ def _coverage(suite: Suite) -> Iterator[SpecError]:
     rows = {d.id for d in found if d.kind == "row"}
     excluded = suite.rows.get("excluded", {})
     for row in excluded:
-        if row not in rows:
+        if not fnmatch.filter(rows, row):
             file = next(file for file, data in suite.files.items() if data.get("excluded") is excluded)
             yield SpecError(file, excluded.lines[row], f"excludes unknown row {row}", closest(row, rows))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from peft_conformance.cases import Clause
@@ -73,19 +74,21 @@ def _rows(suite: Suite) -> Iterator[Demand]:
     if not suite.rows:  # a suite of its own need not have the inventory
         return
     areas, excluded = suite.rows["areas"], suite.rows["excluded"]
+    patterns = [row for row in excluded if "*" in row]
     file = next(file for file, data in suite.files.items() if data.get("areas") is areas)
     for area, listed in areas.items():
         for row, line in zip(listed, listed.lines, strict=True):
+            entry = next((p for p in [row, *patterns] if p in excluded and fnmatchcase(row, p)), None)
             yield Demand(
                 id=row,
                 group=area,
                 kind="row",
                 says="",
                 clauses=tuple(citing[row]),
-                excluded=excluded.get(row),
+                excluded=excluded[entry] if entry else None,
                 same_as=None,
                 file=file,
-                line=excluded.lines[row] if row in excluded else line,
+                line=excluded.lines[entry] if entry else line,
             )
 
 
