@@ -326,9 +326,11 @@ def _shapes(scene: Scene, body: Body) -> Finding:
     """The adapter's tensors are those of its card, by the card's names."""
     if "unknown" in body:
         raise Unjudgeable(f"{OURS}{body['unknown']}")
-    found = {
-        tag.tensor: tensor.get("shape") for tensor, tag in scene.tagged(body["of"]) if tag.role != "base"
-    }
+    found = {}
+    for tensor, tag in scene.tagged(body["of"]):
+        if tag.role != "base":
+            path = tag.module.removeprefix(ROOT)
+            found[tensor["name"].removeprefix(ROOT).removeprefix(f"{path}.")] = tensor.get("shape")
     wrong = [f"missing: {name}" for name in sorted(body["exactly"].keys() - found.keys())]
     wrong += [
         f"extra: {name} {plain.text(found[name])}" for name in sorted(found.keys() - body["exactly"].keys())
