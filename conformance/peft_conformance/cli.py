@@ -17,6 +17,7 @@ from peft_conformance.cases import Case, Clause
 from peft_conformance.expand import points
 from peft_conformance.language import FOLDERS, SpecError, SpecErrors, Suite, find_specs_dir, load_suite
 from peft_conformance.lint import lint as faults_of
+from peft_conformance.overview import overview
 from peft_conformance.reading import closest
 from peft_conformance.run import sources, yaml_lines
 from peft_conformance.trace import Demand, demands, gaps
@@ -103,6 +104,12 @@ def list_clauses() -> None:
         for clause in clauses:
             table.add_row(f"  {clause.id}", clause.level, clause.text)
         console.print(table)
+
+
+@app.command()
+def methods() -> None:
+    """Print METHODS.md, every method as its card states it."""
+    console.file.write(overview(_suite()))
 
 
 @app.command()

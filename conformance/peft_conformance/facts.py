@@ -27,22 +27,27 @@ def parameters(method: Method, level: Version) -> list[dict[str, Any]]:
     return found
 
 
+def usual_fields(method: Method, level: Version) -> dict[str, Any]:
+    """The values of a config's fields in the cases: the method's options among the defaults."""
+    listed = method.card["config"].get("fields", {})
+    fields = {p["name"]: p["default"] for p in parameters(method, level) if "default" in p}
+    return fields | {name: value for name, value in method.options().items() if name in listed or not listed}
+
+
 def shapes(method: Method, kind: str, arguments: Mapping[str, Any], level: Version) -> dict[str, Shape]:
     """The tensors that a checkpoint has of an adapter on a layer, by the card's names, with their shapes.
 
     `kind` and `arguments` are the layer's, as a model declares it. Raises `FormulaError` for a size that
     the card does not explain.
     """
-    listed = method.card["config"].get("fields", {})
-    fields = {p["name"]: p["default"] for p in parameters(method, level) if "default" in p}
-    fields |= {name: value for name, value in method.options().items() if name in listed or not listed}
+    fields = usual_fields(method, level)
     if arguments.get("bias") is False:
         fields |= method.card["config"].get("without_bias", {})
     known = _sizes(kind, arguments)
     numbers = {k: v for k, v in fields.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
     symbols = {**numbers, **{name: size for name, size in known.items() if isinstance(size, (int, float))}}
     for name, choices in method.card.get("sizes", {}).items():
-        formula = _fitting(choices, kind, fields)
+        formula = fitting(choices, kind, fields)
         if formula is not None:
             symbols[name] = evaluate(str(formula), symbols)
 
@@ -65,14 +70,14 @@ def shapes(method: Method, kind: str, arguments: Mapping[str, Any], level: Versi
         if saved and kind in entry.get("on", [kind]) and holds(entry.get("when", {}), fields):
             shape = entry["shape"]
             if shape and isinstance(shape[0], Mapping):
-                shape = _fitting(shape, kind, fields)
+                shape = fitting(shape, kind, fields)
             if shape is None:
                 raise FormulaError(f"card {method.card['method']}: no shape of {name} fits the config")
             found[entry.get("saved_as", name)] = dimensions(shape)
     return found
 
 
-def _fitting(choices: Any, kind: str, fields: Mapping[str, Any]) -> Any:
+def fitting(choices: Any, kind: str, fields: Mapping[str, Any]) -> Any:
     """The value itself, or the first of several that fits the layer and the config; None if none does."""
     if not isinstance(choices, list):
         return choices
