@@ -347,7 +347,8 @@ def _resolve(suite: Suite, value: Any) -> Any:
         return {key: _resolve(suite, item) for key, item in value.items()}
     config = {
         "class": method.card["config"]["class"],
-        "fields": {**method.options(*SPECIAL & value.keys()), **value.get("fields", {})},
+        # plain lists and mappings: copies of those that know their lines come out empty
+        "fields": fill({**method.options(*SPECIAL & value.keys()), **value.get("fields", {})}, {}),
     }
     if "id" not in value:
         return {"config": config}
@@ -461,7 +462,15 @@ def _asks_for_more(suite: Suite, clause: Clause, point: Point) -> bool:
     return called and bool(method and method.fact("forward_arguments"))
 
 
-LEFT_OUT = (_not_adapted, _asks_for_more, _cannot_merge)
+def _has_no_such_option(suite: Suite, clause: Clause, point: Point) -> bool:
+    """Whether the law sets a field that the config of this method does not have."""
+    method = suite.method(point["method"])
+    known = method.card["config"].get("fields", ()) if method else ()
+    made = [c for c in configs([*clause.given, *clause.when]) if c["config"] == {"axis": "method"}]
+    return bool(known) and any(name not in known for config in made for name in config.get("fields", ()))
+
+
+LEFT_OUT = (_not_adapted, _asks_for_more, _cannot_merge, _has_no_such_option)
 
 
 def _layer_kinds(suite: Suite, clause: Clause, point: Point) -> set[str]:

@@ -67,6 +67,7 @@ def shapes(method: Method, kind: str, arguments: Mapping[str, Any], level: Versi
     found = {}
     for name, entry in method.card.get("tensors", {}).items():
         saved = entry["role"] != "unsaved" and fields.get(entry.get("saved_when"), True)
+        saved = saved and not (entry.get("needs") == "bias" and arguments.get("bias") is False)
         if saved and kind in entry.get("on", [kind]) and holds(entry.get("when", {}), fields):
             shape = entry["shape"]
             if shape and isinstance(shape[0], Mapping):

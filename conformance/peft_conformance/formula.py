@@ -263,7 +263,8 @@ def _symbols(
     """What the card's formulas may name: sizes, W, b, config fields, tensors, and the card's own symbols."""
     fields = {**adapter.fields, **overrides}
     numbers = {k: v for k, v in fields.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-    symbols: dict[str, Any] = {**numbers, **known}
+    lists = {k: torch.tensor(v) for k, v in fields.items() if isinstance(v, list) and _whole(v)}
+    symbols: dict[str, Any] = {**numbers, **lists, **known}
     for name, tensor in adapter.card.get("tensors", {}).items():
         symbol = tensor.get("symbol", name)
         if layer not in tensor.get("on", [layer]):
@@ -275,12 +276,18 @@ def _symbols(
             )
         elif "when" in tensor and not holds(tensor["when"], fields):
             symbols[symbol] = 0.0  # a tensor that this config does not call for adds nothing
+        elif tensor.get("needs") == "bias" and not isinstance(known.get("b"), Tensor):
+            symbols[symbol] = 0.0
         elif not tensor.get("optional"):
             raise Misfit(f"adapter {adapter.name!r} has no tensor {name} on this layer")
     for name, choices in adapter.card.get("symbols", {}).items():
         if name not in overrides:
             symbols[name] = evaluate(_chosen(adapter, name, choices, layer, overrides), symbols)
     return symbols
+
+
+def _whole(values: Sequence[Any]) -> bool:
+    return bool(values) and all(type(value) is int for value in values)
 
 
 def _chosen(

@@ -527,11 +527,17 @@ class _ClauseLint:
                 continue
             config = method.card["config"]
             for name in made.get("fields", ()) if "fields" in config else ():
+                if self.clause.law and name not in config["fields"] and self.some_method_has(name):
+                    continue  # the law leaves out the methods without this option
                 at = made["fields"].lines[name]
                 if self.known("field", name, config["fields"], at, of=config["class"]):
                     self.in_range(
                         config["fields"][name].get("api", ">=0"), f"{name} of {config['class']}", at
                     )
+
+    def some_method_has(self, field: str) -> bool:
+        """Whether this is a field of any method's config."""
+        return any(field in card["config"].get("fields", ()) for card in self.suite.cards.values())
 
     def methods(self) -> list[str]:
         """What a config may name: every method, and every point of its card."""

@@ -37,7 +37,7 @@ from .matching import (
     select_tokens,
     warn_unmatched_patterns,
 )
-from .operators import Conv1D, Linear, operator_of
+from .operators import Conv1D, Linear
 from .registry import method_name, tuner_for
 from .tokens import TrainableTokensLayer, TrainableTokensWrapper
 from .tying import Ties, base_module
@@ -132,7 +132,7 @@ class Injection:
         parameters = select_parameters(config, candidates)
         self.targets: Any = config.target_modules
         if state_dict is None or self.targets:
-            mapping = tuner_cls.target_module_mapping
+            mapping = tuner_cls.default_targets(model, candidates)
             self.targets = resolve_targets(config, model, candidates, mapping, bool(parameters))
         if state_dict is None:
             names = select_targets(config, self.targets, candidates, bool(parameters))
@@ -141,7 +141,7 @@ class Injection:
                 config, self.targets, candidates, state_dict, self.layer_cls.adapter_layer_names
             )
         targets = {name: candidates[name] for name in names}
-        adapt_with = ties.follow(targets, candidates)
+        adapt_with = tuner_cls.follow_ties(ties, config, targets, candidates)
         self.targeted_module_names = [name for name in candidates if name in targets]
         tuner_cls.check_targets(model, self.targeted_module_names)
         self.shared = self._shared_containers(candidates.values())
@@ -219,7 +219,7 @@ class Injection:
         """The adapted layer for a target: the one that is there, or a new one, not yet in the model."""
         if isinstance(module, self.layer_cls):
             return module
-        op = module.op if isinstance(module, BaseTunerLayer) else operator_of(module)  # of another method
+        op = module.op if isinstance(module, BaseTunerLayer) else self.layer_cls.operator_for(module)
         if op is None or op not in self.layer_cls.operators:
             supported = ", ".join(f"`{'.'.join(kind.where)}`" for kind in self.layer_cls.operators)
             raise UnsupportedLayerError(
@@ -302,7 +302,7 @@ class Injection:
             if not isinstance(module, TrainableTokensWrapper):
                 TrainableTokensLayer.check_module(module, name)
                 module = TrainableTokensWrapper(module)
-            module.token_adapter.check_tokens(own, name)
+            module.token_adapter.check_tokens(own, module.token_adapter.weight, name)
             self.placed[name], layers[name] = module, module.token_adapter
         self._plan_layers(layers, leaders, lambda name, layer: layer.create_rows(indices[name]))
 
@@ -507,6 +507,20 @@ class BaseTuner(nn.Module):
         name, and `held` the containers, with what other adapters have. Further keys are for `create_with`.
         """
         return {}
+
+    @classmethod
+    def default_targets(
+        cls, model: nn.Module, modules: Mapping[str, nn.Module]
+    ) -> Mapping[str, Collection[str] | str]:
+        """What is adapted if the config does not say, by model type."""
+        return cls.target_module_mapping
+
+    @classmethod
+    def follow_ties(
+        cls, ties: Ties, config: Any, targets: dict[str, nn.Module], modules: Mapping[str, nn.Module]
+    ) -> dict[str, str]:
+        """Follower -> leader among the targets, to which the followers are added from `modules`."""
+        return ties.follow(targets, modules)
 
     @classmethod
     def check_targets(cls, model: nn.Module, names: Collection[str]) -> None:

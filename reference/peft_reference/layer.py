@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .buffers import UnsavedBufferDict
 from .errors import UnsupportedOptionError
 from .holder import BASE_NAME, Batch, Holder
-from .operators import Operator
+from .operators import Operator, operator_of
 
 
 class BaseTunerLayer(Holder):
@@ -59,6 +59,11 @@ class BaseTunerLayer(Holder):
         self._saved_base: tuple[Tensor, Tensor | None] | None = None  # weight and bias before the first merge
 
     # What a method defines -----------------------------------------------------------------------
+
+    @classmethod
+    def operator_for(cls, module: nn.Module) -> type[Operator] | None:
+        """The kind of layer that a module is; None for one that no method adapts."""
+        return operator_of(module)
 
     @classmethod
     def class_for(cls, op: type[Operator]) -> type[BaseTunerLayer]:

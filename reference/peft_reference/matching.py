@@ -232,6 +232,15 @@ def select_to_save(config: Any, modules: Modules, adapter_name: str) -> Modules:
     return saved
 
 
+def own_embedding(model: Any, modules: Modules) -> str:
+    """The name of a transformers model's input embedding, or what the default for any other is."""
+    embedding = model.get_input_embeddings() if is_transformers_model(model) else None
+    return next(
+        (n for n, m in modules.items() if embedding in (m, base_module(m)) and embedding is not None),
+        "embed_tokens",
+    )
+
+
 def select_tokens(config: Any, model: Any, modules: Modules) -> dict[str, list[int]]:
     """Module name -> the tokens whose rows `trainable_token_indices` asks for. A list means the input
     embedding, or what is called `embed_tokens`; a dict names its modules by the ends of their names.
@@ -242,9 +251,7 @@ def select_tokens(config: Any, model: Any, modules: Modules) -> dict[str, list[i
     if not given:
         return {}
     if not isinstance(given, dict):
-        embedding = model.get_input_embeddings() if is_transformers_model(model) else None
-        own = next((name for name, module in modules.items() if module is embedding), "embed_tokens")
-        given = {own: given}
+        given = {own_embedding(model, modules): given}
     found: dict[str, list[int]] = {}
     for key, indices in given.items():
         named = [n for n in modules if n and n.endswith(key) and not n.endswith(INSIDE_WRAPPERS)]

@@ -148,6 +148,22 @@ class MultiheadAttention(Operator):
         return base.embed_dim, 3 * base.embed_dim
 
 
+class AnyModule(Operator):
+    """A module of which nothing is known but that it has tensors: it has no canonical weight."""
+
+    where = ("torch.nn", "Module")
+
+    @classmethod
+    def weight(cls, base: Any) -> Tensor:
+        """One of its tensors, for its type and device."""
+        return next(base.parameters())
+
+    @classmethod
+    def features(cls, base: Any) -> tuple[int, int]:
+        """Unknown: (0, 0)."""
+        return 0, 0
+
+
 OPERATORS: tuple[type[Operator], ...] = (Linear, Conv1D, Embedding, Conv1d, Conv2d, Conv3d)
 
 

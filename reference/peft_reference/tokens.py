@@ -33,17 +33,18 @@ class TrainableTokensLayer(BaseTunerLayer):
         if operator_of(module) not in cls.operators:
             raise ValueError(f"'{name}' is a {type(module).__name__}, which has no rows for tokens.")
 
-    def check_tokens(self, indices: list[int], name: str) -> None:
+    @staticmethod
+    def check_tokens(indices: list[int], weight: Tensor, name: str) -> None:
         """IndexError for a token that has no row."""
-        wrong = [index for index in indices if not 0 <= index < len(self.weight)]
+        wrong = [index for index in indices if not 0 <= index < len(weight)]
         if wrong:
-            raise IndexError(f"'{name}' has {len(self.weight)} rows: there is no token {wrong}.")
+            raise IndexError(f"'{name}' has {len(weight)} rows: there is no token {wrong}.")
 
-    def create_rows(self, indices: list[int]) -> dict[str, Any]:
-        """The slots of one adapter that trains the rows of these tokens."""
-        rows = torch.empty(len(indices), self.weight.shape[1])
-        if rows.device.type != "meta":
-            rows = self.weight.detach()[indices]
+    def create_rows(self, indices: list[int], as_base: bool = True) -> dict[str, Any]:
+        """The slots of one adapter that trains the rows of these tokens; random ones if not as the base's."""
+        rows = torch.randn(len(indices), self.weight.shape[1])
+        if as_base and rows.device.type != "meta":
+            rows = self.op.canonical(self.unmerged_weight).detach()[indices]
         return {"token_indices": list(indices), "trainable_tokens_delta": nn.Parameter(rows)}
 
     def share(self, leader: BaseTunerLayer, adapter: str, contents: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +69,8 @@ class TrainableTokensLayer(BaseTunerLayer):
         base: Any = self.get_base_layer()
         if self.op is Embedding:
             weight, _ = self.fold(adapter, self.op.canonical(self.weight), None)
-            return torch.func.functional_call(base, {"weight": self.op.canonical(weight)}, (x,))
+            again = torch.func.functional_call(base, {"weight": self.op.canonical(weight)}, (x,))
+            return torch.where(torch.isin(x, self._indices(adapter)).unsqueeze(-1), again, y)
         rows, indices = self.trainable_tokens_delta[adapter], self._indices(adapter)
         bias = None if base.bias is None else base.bias[indices].to(rows.dtype)
         return y.index_copy(-1, indices, F.linear(x.to(rows.dtype), rows, bias).to(y.dtype))
