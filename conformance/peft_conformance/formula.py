@@ -96,6 +96,7 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "split": script_parts.split,  # the first dimension as n equal groups
     "stack": script_parts.stack,  # a stack of matrices as one, each below the one before
     "softmax": script_parts.softmax,  # of each row
+    "topk_softmax": script_parts.topk_softmax,  # of each row's k largest entries
     "sigmoid": script_parts.sigmoid,
     "shares": script_parts.shares,  # each entry divided by the sum of its row
     "mean_row": script_parts.mean_row,

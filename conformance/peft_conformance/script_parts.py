@@ -216,6 +216,13 @@ def softmax(x: torch.Tensor) -> torch.Tensor:
     return x.softmax(-1)
 
 
+def topk_softmax(x: torch.Tensor, k: float) -> torch.Tensor:
+    """Of each row, the softmax of its k largest entries, zeros elsewhere."""
+    places = x.argsort(dim=-1, descending=True)[..., : int(k)]
+    kept = torch.full_like(x, -torch.inf).scatter(-1, places, x.gather(-1, places))
+    return kept.softmax(-1)
+
+
 def sigmoid(x: torch.Tensor) -> torch.Tensor:
     """Of each entry."""
     return x.sigmoid()

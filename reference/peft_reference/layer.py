@@ -222,6 +222,11 @@ class BaseTunerLayer(Holder):
         """The same of what the adapter has for the whole model; every layer that has the adapter tells it."""
         return self._entries(adapter, self.shared_slots if self.has_adapter(adapter) else {})
 
+    @classmethod
+    def from_checkpoint(cls, config: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a file has, under the keys and in the form of `state_entries` of a live adapter."""
+        return tensors
+
     def _entries(self, adapter: str, slots: dict[str, type]) -> Iterator[tuple[str, str, Tensor]]:
         for slot in slots:
             container: Any = getattr(self, slot)

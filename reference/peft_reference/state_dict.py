@@ -119,7 +119,8 @@ def set_peft_model_state_dict(
     adapters.
     """
     config = model.peft_config[adapter_name]
-    tuner_for(config, "set_peft_model_state_dict")
+    layer_cls = tuner_for(config, "set_peft_model_state_dict").tuner_layer_cls
+    peft_model_state_dict = layer_cls.from_checkpoint(config, peft_model_state_dict)
     entries = list(adapter_entries(model, config, adapter_name))
     holder_of = {entry.live: entry.holder for entry in entries}
     current = model.state_dict(keep_vars=True)

@@ -19,6 +19,7 @@ from ..injection import BaseTuner
 from ..layer import BaseTunerLayer
 from ..operators import Conv1D, Linear, Operator
 from . import defaults
+from .parts import normal, zeros
 
 Shape = tuple[int, ...]
 
@@ -31,6 +32,13 @@ def warn_if_not_saved(config: Any) -> None:
             "is loaded, which may differ in another version of torch.",
             stacklevel=4,
         )
+
+
+def first_vectors(config: Any, n_out: int, r: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """b (out) and d (r) of VeRA and PVeRA: an identity, unless the config says otherwise."""
+    if config.init_weights:
+        return zeros(n_out), nn.Parameter(torch.full((r,), float(config.d_initial)))
+    return nn.Parameter(torch.ones(n_out)), normal(r)
 
 
 class ProjectionLayer(BaseTunerLayer):

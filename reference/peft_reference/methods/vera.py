@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from ..buffers import BufferDict
 from ..config import PeftConfig
 from ..registry import PeftType, register_peft_method
 from .parts import dropout
-from .projections import ProjectionLayer, ProjectionModel, Shape, warn_if_not_saved
+from .projections import ProjectionLayer, ProjectionModel, Shape, first_vectors, warn_if_not_saved
 
 __all__ = ["VeraConfig", "VeraModel"]
 
@@ -64,14 +63,12 @@ class VeraLayer(ProjectionLayer):
 
     def create(self, config: VeraConfig, name: str) -> dict[str, Any]:
         """b (out) and d (r)."""
-        b, d = torch.zeros(self.out_features), torch.full((config.r,), float(config.d_initial))
-        if not config.init_weights:
-            b, d = torch.ones_like(b), torch.randn_like(d)
-        vectors = {"vera_lambda_b": nn.Parameter(b), "vera_lambda_d": nn.Parameter(d)}
+        b, d = first_vectors(config, self.out_features, config.r)
         return {
             "save_projection": config.save_projection,
             "vera_dropout": dropout(config.vera_dropout),
-            **vectors,
+            "vera_lambda_b": b,
+            "vera_lambda_d": d,
         }
 
     def factors(self, adapter: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
