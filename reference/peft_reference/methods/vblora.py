@@ -3,7 +3,8 @@
 Li et al., "VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector Banks",
 https://arxiv.org/abs/2405.15179. The bank (vectors, length) is the same for all layers. Each piece is a
 mixture of the k vectors with the largest logits, softmax(those)·bank; A (r, in) has in / length pieces
-in each row, B (out, r) out / length in each column. A file may have the k places and all but one of the k weights instead.
+in each row, B (out, r) out / length in each column. A file may have the k places and all but one of the k
+weights instead.
 """
 
 from __future__ import annotations
