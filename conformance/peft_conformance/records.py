@@ -184,8 +184,12 @@ class Recorder:
 
     def _model(self, value: nn.Module, values: str | None) -> Record:
         tensors = []
-        for kind, named in (("parameter", value.named_parameters), ("buffer", value.named_buffers)):
-            for name, tensor in named(remove_duplicate=False):
+        for kind, named in (
+            ("parameter", value.named_parameters(remove_duplicate=False)),
+            ("buffer", value.named_buffers(remove_duplicate=False)),
+            ("attribute", self._kept_apart(value)),
+        ):
+            for name, tensor in named:
                 gradient = "none" if tensor.grad is None else "nonzero" if bool(tensor.grad.any()) else "zero"
                 tensors.append(
                     {"name": name, "kind": kind, "requires_grad": tensor.requires_grad, "grad": gradient}
@@ -209,6 +213,15 @@ class Recorder:
             if found is not None and not callable(found):  # transformers models have methods of these names
                 record[name] = plain(found)
         return record
+
+    def _kept_apart(self, value: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+        """Tensors of adapters that a layer keeps in a plain dict, neither parameters nor buffers."""
+        for path, module in value.named_modules(remove_duplicate=False):
+            for slot in self.slots:
+                container = vars(module).get(slot)
+                for adapter, item in container.items() if isinstance(container, dict) else ():
+                    if isinstance(item, torch.Tensor):
+                        yield f"{path}.{slot}.{adapter}".removeprefix("."), item
 
     def _folder(self, value: Path, values: str | None) -> Record:
         files = {}
