@@ -309,11 +309,16 @@ def _chosen(
 
 
 def holds(when: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
-    """Whether each field has the value that is stated, or one of those that are listed."""
-    return all(
-        fields.get(name) == value or (isinstance(value, list) and fields.get(name) in value)
-        for name, value in when.items()
-    )
+    """Whether each field has the value that is stated, or one of those that are listed; of options that are an
+    object, those that are named count.
+    """
+    return all(_has(fields.get(name), value) for name, value in when.items())
+
+
+def _has(found: Any, value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return isinstance(found, Mapping) and holds(value, found.get("fields", found))
+    return bool(found == value or (isinstance(value, list) and found in value))
 
 
 def relation(

@@ -122,10 +122,12 @@ class Suite:
         method = self.method(name)
         if method is None or any(not method.fact(fact) for fact in where.get("has", ())):
             return False
+        if any(method.fact(fact) for fact in where.get("lacks", ())):
+            return False
         return all(
             method.fact(fact) in value if isinstance(value, list) else method.fact(fact) == value
             for fact, value in where.items()
-            if fact != "has"
+            if fact not in ("has", "lacks")
         )
 
     def method(self, name: Any) -> Method | None:

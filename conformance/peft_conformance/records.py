@@ -54,7 +54,7 @@ def plain(value: Any) -> Any:
     """`value` as JSON can hold it.
 
     Sets are sorted, tuples become lists, enums their value, dtypes and devices their name, `nan` and `inf`
-    text, and everything else `{"class": name}`.
+    text, and everything else `{"class": name}`, with the `fields` of a dataclass.
     """
     if isinstance(value, enum.Enum):
         return plain(value.value)
@@ -70,6 +70,9 @@ def plain(value: Any) -> Any:
         return sorted((plain(item) for item in value), key=repr)
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: plain(getattr(value, f.name, None)) for f in dataclasses.fields(value)}
+        return {"class": type(value).__name__, "fields": fields}
     return {"class": value.__name__ if isinstance(value, type) else type(value).__name__}
 
 

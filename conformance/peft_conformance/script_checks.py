@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from peft_conformance import formula
@@ -347,7 +347,12 @@ def _chosen(choices: list[dict[str, Any]]) -> str:
 
 
 def _test(name: str, value: Any) -> str:
-    """Whether the config has the value that a card states, or one of those that it lists."""
+    """Whether the config has the value that a card states, or one of those that it lists; of options that are an
+    object, whether it has those that the card names.
+    """
+    if isinstance(value, Mapping):
+        options = " and ".join(f"config.{name}.{key} == {each!r}" for key, each in value.items())
+        return f"config.{name} and {options}"
     return f"config.{name} {'in' if isinstance(value, list) and value else '=='} {value!r}"
 
 
