@@ -309,8 +309,8 @@ def _chosen(
 
 
 def holds(when: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
-    """Whether each field has the value that is stated, or one of those that are listed; of options that are an
-    object, those that are named count.
+    """Whether each field has the value that is stated, or one of those that are listed; of options that are
+    an object, those that are named count.
     """
     return all(_has(fields.get(name), value) for name, value in when.items())
 

@@ -347,8 +347,8 @@ def _chosen(choices: list[dict[str, Any]]) -> str:
 
 
 def _test(name: str, value: Any) -> str:
-    """Whether the config has the value that a card states, or one of those that it lists; of options that are an
-    object, whether it has those that the card names.
+    """Whether the config has the value that a card states, or one of those that it lists; of options that are
+    an object, whether it has those that the card names.
     """
     if isinstance(value, Mapping):
         options = " and ".join(f"config.{name}.{key} == {each!r}" for key, each in value.items())
