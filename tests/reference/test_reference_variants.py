@@ -154,7 +154,7 @@ def test_arrow_refuses_and_leaves_the_model_alone(tmp_path: Path) -> None:
         ([good, tmp_path / "nothing"], None, {}),
     ):
         config = peft.ArrowConfig(**options)
-        with pytest.raises(ValueError, match="adapter|first|no "):
+        with pytest.raises(ValueError, match=r"adapter|first|no "):
             peft.create_arrow_model(model, paths, config, general)
         assert [name for name, _ in model.named_modules()] == names
         assert all(torch.equal(tensor, weights[key]) for key, tensor in model.state_dict().items())
