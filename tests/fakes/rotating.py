@@ -1,4 +1,4 @@
-"""Faults of OFT, BOFT, HRA, PSOFT and RoAd: rotations that are none, blocks in the wrong places, no checks."""
+"""Faults of OFT, BOFT, HRA, PSOFT and RoAd: rotations that are none, blocks in wrong places, no checks."""
 
 from __future__ import annotations
 
