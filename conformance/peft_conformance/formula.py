@@ -76,6 +76,10 @@ def _grid(x: Tensor, n: int) -> Tensor:
 
 FUNCTIONS: dict[str, Callable[..., Value]] = {
     "sqrt": _sqrt,
+    "min": min,  # of two numbers
+    "max": max,
+    "ceil": math.ceil,
+    "with_rows": script_parts.with_rows,  # a matrix, or its transpose, of that many rows
     "near_root": _near_root,  # of a whole number, its divisor next to the root from below
     "cos": torch.cos,
     "sin": torch.sin,

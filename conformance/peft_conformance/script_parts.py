@@ -216,6 +216,11 @@ def softmax(x: torch.Tensor) -> torch.Tensor:
     return x.softmax(-1)
 
 
+def with_rows(x: torch.Tensor, rows: float) -> torch.Tensor:
+    """A matrix as it is if it has so many rows, else its transpose."""
+    return x if len(x) == rows else x.mT
+
+
 def topk_softmax(x: torch.Tensor, k: float) -> torch.Tensor:
     """Of each row, the softmax of its k largest entries, zeros elsewhere."""
     places = x.argsort(dim=-1, descending=True)[..., : int(k)]

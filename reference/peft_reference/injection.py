@@ -62,7 +62,8 @@ def inject_adapter_in_model(
     is unchanged after any error.
     """
     tuner_cls = tuner_for(peft_config, "inject_adapter_in_model")
-    if tuner_cls.tuner_layer_cls.shared_slots:
+    layer_cls = tuner_cls.tuner_layer_cls
+    if layer_cls.shared_slots and layer_cls.needs_peft_model:
         raise ValueError(
             f"`inject_adapter_in_model` does not support {method_name(peft_config.peft_type)}, whose layers "
             "share tensors that a PeftModel keeps: use `get_peft_model`."

@@ -35,6 +35,7 @@ class BaseTunerLayer(Holder):
     # slots that are one container for all layers of a model: `PeftModel.base_model` has them as well, and a
     # checkpoint names them `base_model.<slot>`. `BaseTuner.create_shared` fills them.
     shared_slots: ClassVar[dict[str, type]] = {}
+    needs_peft_model: ClassVar[bool] = True  # whether what is shared has no other place in a checkpoint
     adapter_layer_names: ClassVar[tuple[str, ...]]  # the slots whose tensors are trained
     matrix_slots: ClassVar[tuple[str, ...]] = ()  # the slots whose weights always have two dimensions or more
     opaque: ClassVar[bool] = True  # whether what is inside the base layer is part of it, and never adapted

@@ -50,10 +50,11 @@ def adapter_entries(model: nn.Module, config: Any, adapter_name: str) -> Iterato
         while isinstance(module, BaseTunerLayer):  # several, one inside the other, where methods are mixed
             for live, saved, tensor in module.state_entries(adapter_name):
                 yield Entry(prefix + live, prefix + saved, tensor, module)
-            shared = shared or [
-                Entry(prefix + live, SHARED_PREFIX + saved, tensor, module)
-                for live, saved, tensor in module.shared_entries(adapter_name)
-            ]
+            if not shared and (module.needs_peft_model or "base_model" in model._modules):
+                shared = [
+                    Entry(prefix + live, SHARED_PREFIX + saved, tensor, module)
+                    for live, saved, tensor in module.shared_entries(adapter_name)
+                ]
             adapted |= module.has_adapter(adapter_name) and not isinstance(module, COMPANIONS)
             module, prefix = module.base_layer, f"{prefix}base_layer."
         if isinstance(module, Holder) and module.has_adapter(adapter_name):

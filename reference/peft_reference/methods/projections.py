@@ -81,9 +81,9 @@ class ProjectionModel(BaseTuner):
         raise NotImplementedError
 
     @classmethod
-    def draw(cls, config: Any, shape: Shape, generator: torch.Generator) -> Tensor:
+    def draw(cls, config: Any, slot: str, shapes: dict[str, Shape], generator: torch.Generator) -> Tensor:
         """One projection: Kaiming-uniform, in float32."""
-        return nn.init.kaiming_uniform_(torch.empty(shape, device="cpu"), generator=generator)
+        return nn.init.kaiming_uniform_(torch.empty(shapes[slot], device="cpu"), generator=generator)
 
     @classmethod
     def create_shared(
@@ -111,8 +111,7 @@ class ProjectionModel(BaseTuner):
         device = "cpu" if weight.device.type == "meta" else weight.device
         generator = torch.Generator("cpu").manual_seed(config.projection_prng_key)
         return {
-            slot: cls.rounded(cls.draw(config, shape, generator), weight).to(device)
-            for slot, shape in shapes.items()
+            slot: cls.rounded(cls.draw(config, slot, shapes, generator), weight).to(device) for slot in shapes
         }
 
     @classmethod
