@@ -3,8 +3,8 @@
 Albert et al., "RandLoRA: Full-rank parameter-efficient fine-tuning of large models",
 https://arxiv.org/abs/2502.00987. A (r, 1, small) and B (large, n, r) are random and the same for all layers,
 of which each uses a corner; λ (r, n) and γ (n, small) are trained, n = ⌈small / r⌉, where small and large are
-the sizes of the layer. One with more inputs than outputs gets the transposed sum. PEFT multiplies B, flattened
-as (large, n·r), with λ∘A∘γ, flattened as (r·n, small): the bases are those columns of B, and files mean them.
+the sizes of the layer. One with more inputs than outputs gets the transposed sum. PEFT multiplies B, flat
+as (large, n·r), with λ∘A∘γ, flat as (r·n, small): the bases are those columns of B, and files mean them.
 """
 
 from __future__ import annotations
