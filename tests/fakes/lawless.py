@@ -218,6 +218,22 @@ def unloading_draws(patch: Patches) -> None:
         return original(made, *args, **kwargs)
 
 
+@fake(
+    "What cannot be merged is called merged.",
+    caught_by=["law.not-mergeable:raises", "law.not-mergeable:not-merged", "law.not-mergeable:frame"],
+    points=[{"method": "lily"}],
+)
+def calls_merged_what_cannot_be(patch: Patches) -> None:
+    @patch.replace(merging, "merge_adapter")
+    def merge_adapter(original: Any, made: nn.Module, *args: Any, **kwargs: Any) -> None:
+        try:
+            original(made, *args, **kwargs)
+        except Exception:
+            for part in made.modules():
+                if isinstance(part, BaseTunerLayer):
+                    part.merged_adapters = ["default"]
+
+
 # Injecting -----------------------------------------------------------------------------------------
 
 
