@@ -335,6 +335,20 @@ def adapting_copies_the_weight(patch: Patches) -> None:
         return done
 
 
+@fake(
+    "A model on the meta device is given memory.",
+    caught_by=["law.base-on-meta:on-meta", "law.base-on-meta:base", "law.base-on-meta:frame"],
+    points=KINDS,
+)
+def gives_memory_to_meta(patch: Patches) -> None:
+    @patch.replace(injection.Injection, "apply")
+    def apply(original: Any, self: Any) -> Any:
+        done = original(self)
+        if all(parameter.is_meta for parameter in self.model.parameters()):
+            self.model.to_empty(device="cpu")
+        return done
+
+
 @fake("Whatever is linear is adapted.", caught_by=["law.tied:twin-alone"], points=KINDS)
 def adapts_all_that_is_linear(patch: Patches) -> None:
     @patch.replace(injection, "select_targets")
@@ -395,7 +409,7 @@ def adapters_begin_otherwise(patch: Patches) -> None:
 
 @fake(
     "A state dict has flat tensors.",
-    caught_by=["law.keys:as-card", "law.keys:values"],
+    caught_by=["law.keys:as-card", "law.keys:values", "law.base-on-meta:as-card"],
     points=KINDS,
 )
 def state_dicts_are_flat(patch: Patches) -> None:
