@@ -165,6 +165,10 @@ class Run:
         needed = {
             package for model in case.program["models"].values() for package in model.get("requires", ())
         }
+        if case.clause.axis_sets:  # a clause that names its method says itself what it needs
+            for method, card in self.suite.cards.items():
+                if f"method-{method.lower()}" in case.requires:
+                    needed.update(card.get("packages", ()))
         if any("train" in step for step in flat([*case.program["given"], *case.program["when"]])):
             needed.add("accelerate")  # by the Trainer
         for package in sorted(needed):

@@ -1,4 +1,4 @@
-"""Faults of HiRA, DeLoRA, GraLoRA, DEFT and MiSS: sizes, scalings, and which parts meet which."""
+"""Faults of HiRA, DeLoRA, GraLoRA, DEFT, MiSS and AdaMSS: sizes, scalings, and which parts meet which."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from peft_reference.config import PeftConfig
-from peft_reference.methods import deft, delora, gralora, hira, miss, parts
+from peft_reference.methods import adamss, deft, delora, gralora, hira, miss, parts
 from torch import nn
 
 from .fake import Patches, fake
@@ -108,6 +108,16 @@ def gralora_scales_by_one_rank(patch: Patches) -> None:
     @patch.replace(gralora.GraloraLayer, "create")
     def create(original: Any, self: Any, config: Any, name: str) -> dict[str, Any]:
         return original(self, config, name) | {"scaling": config.alpha / config.r}
+
+
+@fake("AdaMSS takes values of any kind.", caught_by=["adamss.values:*"])
+def adamss_takes_any_value(patch: Patches) -> None:
+    patch.set(adamss.AdamssConfig, "__post_init__", PeftConfig.__post_init__)
+
+    @patch.replace(adamss, "subspaces")
+    def subspaces(original: Any, matrix: Any, config: Any) -> Any:
+        V = torch.linalg.svd(matrix, full_matrices=False)[2][: config.r]
+        return V, [torch.arange(len(matrix))]
 
 
 @fake("Only GraLoRA's B trains.", caught_by=["gralora.scaling:count", "gralora.scaling:hybrid-count"])
