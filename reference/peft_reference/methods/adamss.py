@@ -1,9 +1,9 @@
 """AdaMSS: [W' b'] = [W b] + D·V, where the rows of D (out, r) in cluster i are those of Bᵢ·Aᵢ.
 
 Zheng et al., "AdaMSS: Adaptive Multi-Subspace Approach for Parameter-Efficient Fine-Tuning", NeurIPS 2025,
-https://openreview.net/forum?id=8ZdWmpYxT0. V (r, in + 1) holds right singular vectors of [W b], and k-means of
-the left ones, by scikit-learn, makes the clusters. A checkpoint has V but not the clusters: they follow from W
-and `random_seed`, in PEFT's way, or a file would mean something else here.
+https://openreview.net/forum?id=8ZdWmpYxT0. V (r, in + 1) holds right singular vectors of [W b], and k-means
+of the left ones, by scikit-learn, makes the clusters. A checkpoint has V but not the clusters: they follow
+from W and `random_seed`, in PEFT's way, or a file would mean something else here.
 """
 
 from __future__ import annotations
