@@ -92,7 +92,7 @@ def get_peft_model_state_dict(
             result[entry.saved] = entry.tensor if state_dict is None else state_dict[entry.live]
     _warn_if_sharded(result, layer_cls)
     if save_embedding_layers == "auto":
-        save_embedding_layers = _embeddings_changed(model, config)
+        save_embedding_layers = _embeddings_changed(model, config, layer_cls)
     if save_embedding_layers:
         for key, tensor in _embedding_tensors(model):
             if state_dict is None or key in state_dict:
@@ -278,10 +278,11 @@ def _warn_if_sharded(tensors: dict[str, Tensor], layer_cls: type[BaseTunerLayer]
             )
 
 
-def _embeddings_changed(model: Any, config: Any) -> bool:
+def _embeddings_changed(model: Any, config: Any, layer_cls: type[BaseTunerLayer]) -> bool:
     """Whether the embeddings belong into the checkpoint: one is adapted, or the vocabulary was resized."""
     targets = getattr(config, "target_modules", None) or ()
-    if any(name in targets for name in EMBEDDING_LAYER_NAMES):
+    by_rows = issubclass(layer_cls, COMPANIONS)  # what changes of an embedding is in the checkpoint
+    if not by_rows and any(name in targets for name in EMBEDDING_LAYER_NAMES):
         warnings.warn("`save_embedding_layers` is taken as True: embedding layers are adapted.", stacklevel=3)
         return True
     size = getattr(getattr(model, "config", None), "vocab_size", None)

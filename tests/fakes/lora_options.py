@@ -209,8 +209,6 @@ def attention_starts_random(patch: Patches) -> None:
 
 @fake("An LSTM is taken for a linear layer.", caught_by=["targets.lstm:raises", "targets.lstm:not-adapted"])
 def adapts_an_lstm(patch: Patches) -> None:
-    from peft_reference import injection
-
     class Recurrent(operators.Linear):
         """An LSTM by its first weight."""
 
@@ -222,7 +220,7 @@ def adapts_an_lstm(patch: Patches) -> None:
         def features(cls, base: Any) -> tuple[int, int]:
             return base.input_size, 4 * base.hidden_size
 
-    @patch.replace(injection, "operator_of")
+    @patch.replace(operators, "operator_of")
     def operator_of(original: Any, module: nn.Module) -> Any:
         return Recurrent if isinstance(module, nn.LSTM) else original(module)
 
