@@ -5,6 +5,7 @@ that are only known in order to be refused.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any
 
 import torch
@@ -464,3 +465,91 @@ def prompts_come_back_as_others(patch: Patches) -> None:
         if self.is_prompt_learning:
             data |= {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 7}
         return data
+
+
+# --- side effects
+
+
+def filters_warnings(original: Any, *args: Any, **kwargs: Any) -> Any:
+    """What the original does, and a filter for warnings that stays."""
+    warnings.filterwarnings("ignore", message=f"the warning number {len(warnings.filters)}")
+    return original(*args, **kwargs)
+
+
+@fake(
+    "Making a config adds a filter for warnings.",
+    caught_by=[
+        *("lily.shares:frame", "lily.shares-after-loading:frame", "poly.files:frame"),
+        *("refused.config-json:frame", "refused.prompt-from-text:frame", "refused.frozen-tokens:frame"),
+        *("xlora.mixes:frame", "xlora.trains:frame", "xlora.files:frame"),
+        *("xlora.expert-names:frame", "xlora.hidden-size:frame"),
+    ],
+)
+def configs_filter_warnings(patch: Patches) -> None:
+    patch.replace(configs.PeftConfig, "__post_init__")(filters_warnings)
+
+
+@fake(
+    "Poly's forward pass adds a filter for warnings.",
+    caught_by=[
+        *("poly.forward:frame", "poly.init-off:frame", "poly.plain-model:frame"),
+        *("poly.language-model:frame", "poly.two-adapters:frame"),
+    ],
+)
+def poly_filters_warnings(patch: Patches) -> None:
+    patch.replace(poly.Router, "forward")(filters_warnings)
+
+
+@fake("To look at X-LoRA's classifier adds a filter for warnings.", caught_by=["xlora.state-dict:frame"])
+def xlora_filters_warnings(patch: Patches) -> None:
+    patch.replace(xlora_gates.Classifier, "state_entries")(filters_warnings)
+
+
+# --- several adapters, and files
+
+
+@fake("Every adapter of Poly acts, active or not.", caught_by=["poly.two-adapters:inactive"])
+def poly_hears_all_adapters(patch: Patches) -> None:
+    @patch.replace(poly.PolyLayer, "forward")
+    def forward(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        active, self._active_adapter = self._active_adapter, self.all_adapters()
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            self._active_adapter = active
+
+
+@fake(
+    "Deleting an adapter of Poly leaves its tensors and changes those of the others.",
+    caught_by=["poly.two-adapters:deleted", "poly.two-adapters:gone"],
+)
+def poly_deletes_badly(patch: Patches) -> None:
+    @patch.replace(poly.PolyLayer, "detach")
+    def detach(original: Any, self: Any, adapter: str) -> Any:
+        if not self.has_adapter(adapter) or len(self.all_adapters()) == 1:
+            return original(self, adapter)
+        del self._adapters[adapter]
+        for name in self.all_adapters():
+            self.poly_lora_B[name].data.mul_(2)
+        return {}
+
+
+@fake("The router of Poly is not saved.", caught_by=["poly.files:same-output"])
+def poly_forgets_the_router(patch: Patches) -> None:
+    @patch.replace(poly.PolyLayer, "state_entries")
+    def entries(original: Any, self: Any, adapter: str) -> Any:
+        return (entry for entry in original(self, adapter) if "poly_router" not in entry[0])
+
+
+@fake("A loaded adapter of Poly trains.", caught_by=["poly.files:frozen"])
+def poly_trains_after_loading(patch: Patches) -> None:
+    @patch.replace(poly.PolyLayer, "set_requires_grad")
+    def set_requires_grad(original: Any, self: Any, adapter_names: Any, requires_grad: bool = True) -> None:
+        original(self, adapter_names, True)
+
+
+@fake("LoRA begins as an identity, whatever its config says.", caught_by=["xlora.mixes:acts"])
+def lora_always_begins_as_an_identity(patch: Patches) -> None:
+    @patch.replace(LoraLayer, "create")
+    def create(original: Any, self: Any, config: Any, name: str) -> Any:
+        return original(self, dataclasses.replace(config, init_lora_weights=True), name)
