@@ -33,10 +33,6 @@ def c3a_blocks_of_two(patch: Patches) -> None:
     points=[{"method": "c3a"}],
 )
 def c3a_turns_the_other_way(patch: Patches) -> None:
-    @patch.replace(c3a.C3ALayer, "create")
-    def create(original: Any, self: Any, config: Any, name: str) -> dict[str, Any]:
-        return original(self, config, name)
-
     def turned(kernel: Tensor) -> Tensor:
         return kernel.flip(-1).roll(1, -1)
 
@@ -92,14 +88,15 @@ def orthonormal_fourier(patch: Patches) -> None:
 
 
 @fake(
-    "WaveFT takes the detail over columns for that over rows.",
+    "WaveFT's high-pass filter is turned round.",
     caught_by=["law.forward:as-formula"],
     points=SPECTRAL[1:],
 )
-def details_change_places(patch: Patches) -> None:
-    @patch.replace(waveft, "inverse_wavelets")
-    def inverse_wavelets(original: Any, coefficients: Tensor, family: str) -> Tensor:
-        return original(coefficients.t(), family).t()
+def details_turned_round(patch: Patches) -> None:
+    @patch.replace(waveft, "filters")
+    def filters(original: Any, *args: Any) -> Any:
+        low, high = original(*args)
+        return low, high[::-1]
 
 
 @fake(
