@@ -6,8 +6,9 @@ import dataclasses
 from typing import Any
 
 import torch
+from peft_reference import injection
 from peft_reference.config import PeftConfig
-from peft_reference.methods import glora, peanut
+from peft_reference.methods import glora, osf, peanut
 from torch import nn
 
 from .fake import Patches, fake
@@ -152,3 +153,51 @@ def peanut_reads_what_is_merged(patch: Patches) -> None:
         new = original(self, adapter, weight, bias)
         self._saved_base = before
         return new
+
+
+@fake(
+    "OSF keeps one singular value, whatever the rank.",
+    caught_by=[
+        f"osf.ranks:{part}" for part in ("half-of-8", "half-of-4", "a-quarter-left", "own-rank", "others")
+    ],
+)
+def osf_keeps_one(patch: Patches) -> None:
+    patch.set(osf.OSFLayer, "rank", classmethod(lambda cls, config, size, name: 1))
+
+
+@fake(
+    "OSF leaves transposed layers out in silence.",
+    caught_by=["osf.gpt2:adapted"],
+    like="peft 0.18 to 0.21.2",
+)
+def osf_leaves_conv1d_out(patch: Patches) -> None:
+    @patch.replace(injection.Injection, "_adapted_layers")
+    def _adapted_layers(original: Any, self: Any, modules: Any) -> dict[str, Any]:
+        layers = original(self, modules)
+        return {name: layer for name, layer in layers.items() if not name.endswith("c_proj")}
+
+
+@fake(
+    "OSF begins with the largest part of the weight, not with the smallest.",
+    caught_by=["law.forward:as-formula"],
+    points=[{"method": "osf"}],
+)
+def osf_trains_the_largest(patch: Patches) -> None:
+    @patch.replace(osf.OSFLayer, "create")
+    def create(original: Any, self: Any, config: Any, name: str) -> dict[str, Any]:
+        contents = original(self, config, name)
+        u, s, v = torch.linalg.svd(self.unmerged_weight.detach(), full_matrices=False)
+        n = len(contents[self.initial[1]])
+        return contents | dict(zip(self.initial, (u[:, :n], s[:n], v[:n]), strict=True))
+
+
+@fake(
+    "OSF's factors are taken out of the graph.",
+    caught_by=["osf.gpt2:reached", "law.gradients:adapter"],
+    points=[{}, {"method": "osf"}],
+)
+def osf_detaches(patch: Patches) -> None:
+    @patch.replace(osf.OSFLayer, "factors")
+    def factors(original: Any, self: Any, adapter: str) -> Any:
+        u, s, v = original(self, adapter)
+        return u.detach(), s, v

@@ -13,6 +13,7 @@ import pytest
 import torch
 from peft_conformance.language import find_specs_dir, load_suite
 from peft_conformance.models import build, make_input
+from peft_conformance.ranges import contains
 from zoo import perturb
 
 upstream = pytest.importorskip("peft")
@@ -42,7 +43,9 @@ def pairs() -> Iterator[Any]:
             continue
         made: Any = SUITE.method(name)
         for model in SUITE.sets["lora-layers"]["values"]:
-            if SUITE.models[model]["chain"][0][1] in made.fact("layers"):
+            kind = SUITE.models[model]["chain"][0][1]
+            since = made.card.get("layers_since", {}).get(kind, ">=0")
+            if kind in made.fact("layers") and contains(since, upstream.__version__):
                 yield pytest.param(name, model, id=f"{name}-{model}")
 
 

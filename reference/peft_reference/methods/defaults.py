@@ -92,3 +92,14 @@ NORMS: dict[str, tuple[str, ...]] = {
     "llava": ("multi_modal_projector", *_AROUND, "norm", "embed_tokens", "lm_head"),
     "phi": ("input_layernorm", "final_layernorm"),
 }
+
+_LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "up_proj")
+_QUERY_KEY_VALUE = ("query_key_value", "dense_4h_to_h")
+OSF: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("llama", "llama4", "mistral", "mixtral", "phi", "qwen2", "qwen3"), _LLAMA),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), _LLAMA),
+    **dict.fromkeys(("bloom", "falcon", "gpt_neox"), _QUERY_KEY_VALUE),
+    **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn", "c_proj")),
+    "gptj": ("q_proj", "v_proj", "k_proj", "out_proj", "fc_in", "fc_out"),
+    "opt": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+}
