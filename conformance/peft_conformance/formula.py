@@ -88,6 +88,7 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "transpose": transpose,  # swaps the last two dimensions
     "diag": torch.diag,
     "relu": torch.relu,
+    "take": lambda x, at: x[at.long()],  # the entries of a vector at the indices `at`, in their shape
     "tanh": torch.tanh,
     "repeat": lambda x, n: x.repeat_interleave(n, -1),  # each entry n times, side by side
     "cycle": lambda x, n: x.repeat(1, -(-n // x.shape[-1]))[:, :n],  # n columns, those of x over and over

@@ -286,10 +286,9 @@ class Recorder:
 
     def _slot_names(self, module: nn.Module) -> Iterator[str]:
         for slot in self.slots:
-            if isinstance(
-                container := getattr(module, slot, None), (nn.ModuleDict, nn.ParameterDict, Mapping)
-            ):
-                yield from container.keys()
+            container = getattr(module, slot, None)  # also of an implementation's own kind, for buffers
+            if isinstance(container, (nn.Module, Mapping)) and callable(getattr(container, "keys", None)):
+                yield from container.keys()  # type: ignore[operator]
 
     def _safetensors(self, path: Path) -> Record:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, KeysView
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -28,6 +28,10 @@ class BufferDict(nn.Module):
     def __len__(self) -> int:
         return len(self._buffers)
 
+    def keys(self) -> KeysView[str]:
+        """The names of the buffers."""
+        return self._buffers.keys()
+
     def pop(self, key: str) -> Tensor:
         """Take a buffer out and return it."""
         self._non_persistent_buffers_set.discard(key)
@@ -38,3 +42,10 @@ class UnsavedBufferDict(BufferDict):
     """Buffers that follow from the base weight and the config, and are in no state dict."""
 
     saved = False
+
+
+class Derived(BufferDict):
+    """Buffers that can be made again, which a model's own state dict does not have."""
+
+    def __setitem__(self, key: str, value: Tensor) -> None:
+        self.register_buffer(key, value, persistent=False)

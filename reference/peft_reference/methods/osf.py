@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..buffers import BufferDict
+from ..buffers import Derived
 from ..config import PeftConfig
 from ..injection import BaseTuner
 from ..layer import BaseTunerLayer
@@ -37,13 +37,6 @@ class OSFConfig(PeftConfig):
     init_weights: bool | None = True  # the part of W; False: N(0, 1)
     modules_to_save: list[str] | None = None
     target_svd_config: dict[str, int] | None = None  # means nothing, in PEFT neither
-
-
-class Derived(BufferDict):
-    """Buffers that can be made again, which no state dict has."""
-
-    def __setitem__(self, key: str, value: Tensor) -> None:
-        self.register_buffer(key, value, persistent=False)
 
 
 class OSFLayer(BaseTunerLayer):
