@@ -31,6 +31,13 @@ DIFFERS = {
         [(f"oft{point}", "one-conv2d") for point in ("", "-exact", "-shared", "-blocks", "-coft")],
         "overlapping patches of the input are added up, until the adapter is merged",
     ),
+    **dict.fromkeys(
+        [
+            ("randlora-unsaved", f"one-{layer}")
+            for layer in ("linear", "linear-biasless", "conv1d-transposed")
+        ],
+        "bases that are drawn again are rounded to bfloat16 there, and exact here",
+    ),
 }
 # what upstream cannot hold where the tests run
 REFUSED = {"boft-butterfly": "upstream has one factor only where it cannot compile its CUDA extension"}
@@ -72,7 +79,7 @@ def fresh(model: str) -> Any:
 @pytest.mark.parametrize(("method", "layer"), list(pairs()))
 @pytest.mark.parametrize(("writer", "reader"), DIRECTIONS)
 def test_files_mean_the_same(writer: Any, reader: Any, method: str, layer: str, tmp_path: Path) -> None:
-    model = writer.get_peft_model(fresh(layer), config(writer, method))
+    model = writer.get_peft_model(fresh(layer), config(writer, method)).eval()
     for name, parameter in model.named_parameters():
         if "ranknum" in name:  # bookkeeping, which upstream trains where the base is not float32
             parameter.requires_grad_(False)
