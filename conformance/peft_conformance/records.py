@@ -104,8 +104,9 @@ def signature(function: Callable[..., Any]) -> list[Record]:
 def _default(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
     """The default of a parameter; where a dataclass makes it afresh for each object, one that it makes."""
     field = getattr(function, "__dataclass_fields__", {}).get(parameter.name)
-    made = field is not None and field.default_factory is not dataclasses.MISSING
-    return field.default_factory() if made else parameter.default
+    if field is None or field.default_factory is dataclasses.MISSING:
+        return parameter.default
+    return field.default_factory()
 
 
 class Recorder:

@@ -151,7 +151,8 @@ def tags(record: Record, cards: Cards) -> list[Tagged]:
             rest = ".".join(after)
             if modules is None and (found := _find(everything, here, rest)):  # as in a checkpoint
                 return _of_card(found, path, None, here, rest)
-            for adapter, rest, at_end in _readings(after):
+            # A group may be named as an adapter could be: first the reading with an adapter that there is
+            for adapter, rest, at_end in sorted(_readings(after), key=lambda r: r[0] not in known):
                 found = _find(of_adapter.get(adapter, everything), here, rest)
                 if not found or (at_end and not found[1].get("shared")):
                     continue

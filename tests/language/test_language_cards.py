@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import inspect
 import re
 import shutil
@@ -35,17 +37,18 @@ def test_cards_list_the_fields_of_the_config_in_order(suite: Suite) -> None:
 
 def test_cards_state_the_defaults_of_the_config(suite: Suite) -> None:
     for card, cls in config_classes(suite):
-        config = cls(**card["use"])  # a field may have to be given
-        for name, entry in card["fields"].items():
-            if "default" in entry and name not in card["use"]:
-                value = getattr(config, name)
-                assert getattr(value, "value", value) == entry["default"], name
+        for field in dataclasses.fields(cls):  # a config that was made may have put another value there
+            made = field.default_factory is not dataclasses.MISSING
+            value = field.default_factory() if made else field.default
+            entry = card["fields"].get(field.name, {})
+            if "default" in entry and field.name != "peft_type":  # which the class itself knows
+                assert getattr(value, "value", value) == entry["default"], (cls, field.name)
 
 
 def test_every_card_can_be_used_as_it_says(suite: Suite) -> None:
     for card in suite.cards.values():
         cls = getattr(peft_reference, card["config"]["class"], None)
-        if cls is not None:
+        if cls is not None and all(map(importlib.util.find_spec, card.get("packages", ()))):
             cls(**card["config"]["use"])
 
 
