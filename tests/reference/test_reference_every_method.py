@@ -14,6 +14,7 @@ import torch
 from peft_conformance.language import find_specs_dir, load_suite
 from peft_conformance.models import build, make_input
 from peft_conformance.ranges import contains
+from peft_conformance.records import plain
 from zoo import perturb
 
 upstream = pytest.importorskip("peft")
@@ -62,7 +63,7 @@ def config(implementation: Any, name: str) -> Any:
 
     def value(field: Any) -> Any:
         if not (isinstance(field, dict) and field.keys() == {"public"}):
-            return field
+            return plain(field)  # what YAML was read into is copied by no dataclass
         found = implementation
         for part in field["public"].split("."):
             found = getattr(found, part)

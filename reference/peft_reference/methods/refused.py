@@ -2,6 +2,8 @@
 
 Prompt methods put trained vectors before the input or into the cache of keys and values; Adaption Prompt
 wraps the attention of the last layers, Shadow whole blocks.
+
+A few lines longer than other files: it has the configs of eight methods.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 Buehler and Buehler, "X-LoRA: Mixture of Low-Rank Adapter Experts", https://arxiv.org/abs/2402.07148: the
 model runs twice. The first pass, with every g the same number, gives the last hidden states, from which the
-classifier computes g; the second pass is the output. Only the classifier is trained. The file is long because
-X-LoRA is a tuner of its own, with experts that it loads, two passes and a log.
+classifier computes g; the second pass is the output. Only the classifier is trained.
+
+Somewhat longer than other files: X-LoRA is a tuner of its own, with experts that it loads, two passes, a log.
 """
 
 from __future__ import annotations
