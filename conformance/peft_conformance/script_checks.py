@@ -212,10 +212,9 @@ def _shapes(script: Script, body: Body) -> None:
     script.add(f"expected = {body.get('exactly', {})!r}")
     script.add("assert len(found) == len(expected), found")
     script.add("for name, shape in expected.items():")
-    script.add("    (own,) = [s for n, s in found.items() if f'.{n}'.endswith(f'.{name}')]")
-    script.add(
-        "    assert len(own) == len(shape) and all(w in ('?', n) for w, n in zip(shape, own)), (name, own)"
-    )
+    script.add("    own = [s for n, s in found.items() if f'.{n}'.endswith(f'.{name}')]")
+    script.add("    assert len(own) == 1 and len(own[0]) == len(shape), (name, own)")
+    script.add("    assert all(w in ('?', n) for w, n in zip(shape, own[0])), (name, own)")
 
 
 def _snapshot(script: Script, body: Body) -> None:

@@ -36,7 +36,8 @@ def test_the_reference_is_the_baseline_and_runs_in_process() -> None:
         True,
         False,
     )
-    assert "method-lora" in found.offers
+    assert found.offers == "all"
+    assert "method-lora" not in found.lacks
     assert found.version != "unknown"
 
 

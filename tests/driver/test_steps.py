@@ -42,7 +42,8 @@ def test_models_are_the_same_for_the_same_seed_and_leave_the_generators_alone() 
         declaration = MODELS[name]
         one, same, other = (models.build(declaration, seed=seed).state_dict() for seed in (3, 3, 4))
         assert all(torch.equal(one[key], same[key]) for key in one), name
-        assert any(not torch.equal(one[key], other[key]) for key in one), name
+        if name != "one-norm":  # which begins as ones and zeros
+            assert any(not torch.equal(one[key], other[key]) for key in one), name
     assert torch.equal(torch.get_rng_state(), before)
 
 
