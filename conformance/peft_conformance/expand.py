@@ -203,6 +203,8 @@ def _case(suite: Suite, clause: Clause, point: Point, level: Version) -> Case:
         Check(c.id, c.word, _by_card(suite, clause, point, level, c), c.level, c.line, c.because)
         for c in variant.checks
     ]
+    if clause.law and _no_formula(suite, point):
+        checks = [check for check in checks if check.word != "formula"]
     checks += _derived(suite, clause, when, point)
     given, when = _steps(suite, given), _steps(suite, when)
     if clause.law and not all(can_inject(method.card, level) for method in named if method):
@@ -470,7 +472,19 @@ def _has_no_such_option(suite: Suite, clause: Clause, point: Point) -> bool:
     return bool(known) and any(name not in known for config in made for name in config.get("fields", ()))
 
 
-LEFT_OUT = (_not_adapted, _asks_for_more, _cannot_merge, _has_no_such_option)
+def _no_formula(suite: Suite, point: Point) -> bool:
+    """Whether the card of a law's method says why it has no formula."""
+    method = suite.method(point.get("method"))
+    return method is not None and "no_formula" in method.card
+
+
+def _only_by_formula(suite: Suite, clause: Clause, point: Point) -> bool:
+    """Whether the law compares with nothing but the formula, and the method's card has none."""
+    words = {check.word for variant in clause.variants for check in variant.checks}
+    return words == {"formula"} and _no_formula(suite, point)
+
+
+LEFT_OUT = (_not_adapted, _asks_for_more, _cannot_merge, _has_no_such_option, _only_by_formula)
 
 
 def _layer_kinds(suite: Suite, clause: Clause, point: Point) -> set[str]:

@@ -112,6 +112,7 @@ def _sizes(kind: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         "max_out": out,
         "kernel": math.prod(kernel),
         "groups": groups,
+        "bias": int(arguments.get("bias", True)),
         "*kernel": kernel,
         "*ones": [1] * len(kernel),
         "*two_kernel_sizes": [*kernel, 1][:2],

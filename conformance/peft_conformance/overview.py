@@ -52,6 +52,8 @@ def _facts(card: Mapping[str, Any]) -> Iterator[str]:
     for name, letter in (("weight", "W'"), ("bias", "b'")):
         if name in card:
             yield f"{letter} = `{_usual(card, card[name])}`"
+    if "no_formula" in card:
+        yield f"no formula: {card['no_formula']}"
     if symbols := {name: _usual(card, choices) for name, choices in card.get("symbols", {}).items()}:
         yield "where " + ", ".join(f"{name} = `{value}`" for name, value in symbols.items())
     if card.get("layers"):

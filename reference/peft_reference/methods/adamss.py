@@ -152,8 +152,9 @@ class AdamssLayer(BaseTunerLayer):
 
 def subspaces(matrix: Tensor, config: AdamssConfig) -> tuple[Tensor, list[Tensor]]:
     """Right singular vectors (r, columns) of a matrix, and the rows of each cluster of the left ones."""
-    from sklearn.cluster import KMeans  # type: ignore
-    from sklearn.exceptions import ConvergenceWarning  # type: ignore
+    with warnings.catch_warnings():  # the first import would leave a filter behind
+        from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
 
     with torch.random.fork_rng(), torch.device("cpu"):
         torch.manual_seed(config.random_seed)
