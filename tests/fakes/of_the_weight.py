@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import torch
 from peft_reference import injection
 from peft_reference.config import PeftConfig
-from peft_reference.methods import glora, osf, peanut
+from peft_reference.methods import glora, osf, peanut, tinylora, unilora
 from torch import nn
 
 from .fake import Patches, fake
@@ -201,3 +202,70 @@ def osf_detaches(patch: Patches) -> None:
     def factors(original: Any, self: Any, adapter: str) -> Any:
         u, s, v = original(self, adapter)
         return u.detach(), s, v
+
+
+@fake(
+    "Uni-LoRA's vector is longer than the config says, and its places are always saved.",
+    caught_by=["unilora.one-vector:length", "unilora.one-vector:alone"],
+)
+def unilora_has_a_longer_vector(patch: Patches) -> None:
+    @patch.replace(unilora.UniLoraModel, "create_shared")
+    def create_shared(original: Any, cls: Any, config: Any, layers: Any, held: Any) -> dict[str, Any]:
+        return original(
+            cls, dataclasses.replace(config, theta_d_length=config.theta_d_length + 1), layers, held
+        )
+
+    @patch.replace(unilora.UniLoraLayer, "create_with")
+    def create_with(original: Any, self: Any, config: Any, name: str, shared: Any) -> dict[str, Any]:
+        return original(self, config, name, shared) | {"save_indices": True}
+
+
+@fake("Uni-LoRA draws its places without the seed.", caught_by=["unilora.one-vector:same-output"])
+def unilora_forgets_the_seed(patch: Patches) -> None:
+    seeds = itertools.count(1)
+    patch.replace(unilora, "draw_places")(
+        lambda original, seed, length, count: original(next(seeds), length, count)
+    )
+
+
+@fake(
+    "TinyLoRA ties the other way round, saves its projections always, and has one number more.",
+    caught_by=[f"tinylora.tying:{part}" for part in ("two", "one", "size", "unsaved")],
+)
+def tinylora_ties_the_other_way(patch: Patches) -> None:
+    @patch.replace(tinylora.TinyLoraModel, "create_shared")
+    def create_shared(original: Any, cls: Any, config: Any, layers: Any, held: Any) -> dict[str, Any]:
+        other = dataclasses.replace(config, weight_tying=1 - config.weight_tying, u=config.u + 1)
+        return original(cls, other, layers, held)
+
+    @patch.replace(tinylora.TinyLoraLayer, "create_with")
+    def create_with(original: Any, self: Any, config: Any, name: str, shared: Any) -> dict[str, Any]:
+        other = dataclasses.replace(config, u=config.u + 1)
+        return original(self, other, name, shared) | {"save_projection": True}
+
+
+@fake("TinyLoRA draws its projections without the seed.", caught_by=["tinylora.tying:same-output"])
+def tinylora_forgets_the_seed(patch: Patches) -> None:
+    seeds = itertools.count(1)
+
+    @patch.replace(tinylora.TinyLoraLayer, "create_with")
+    def create_with(original: Any, self: Any, config: Any, name: str, shared: Any) -> dict[str, Any]:
+        return original(self, dataclasses.replace(config, projection_seed=next(seeds)), name, shared)
+
+
+@fake(
+    "TinyLoRA takes any size and any tying.",
+    caught_by=[f"tinylora.values:raises-{what}" for what in ("numbers", "rank", "tying")],
+)
+def tinylora_takes_any_option(patch: Patches) -> None:
+    patch.set(tinylora.TinyLoraConfig, "__post_init__", PeftConfig.__post_init__)
+    patch.replace(tinylora.TinyLoraModel, "create_shared")(
+        lambda original, cls, config, layers, held: original(
+            cls, dataclasses.replace(config, u=2, r=1, weight_tying=0.0), layers, held
+        )
+    )
+    patch.replace(tinylora.TinyLoraLayer, "create_with")(
+        lambda original, self, config, name, shared: original(
+            self, dataclasses.replace(config, u=2, r=1), name, shared
+        )
+    )
