@@ -107,7 +107,6 @@ class LilyLayer(BaseTunerLayer):
 class LilyModel(BaseTuner):
     """A model with Lily adapters."""
 
-    prefix = "lily_"
     tuner_layer_cls = LilyLayer
     target_module_mapping = defaults.ATTENTION
 

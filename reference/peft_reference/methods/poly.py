@@ -148,7 +148,6 @@ class PolyLayer(BaseTunerLayer):
 class PolyModel(BaseTuner):
     """A model with Poly adapters, whose `forward` and `generate` take `task_ids`, [batch]."""
 
-    prefix = "poly_"
     tuner_layer_cls = PolyLayer
     target_module_mapping = defaults.ATTENTION
     takes_task_ids = True
