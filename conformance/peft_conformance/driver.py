@@ -43,6 +43,10 @@ Observation = dict[str, Any]  # JSON, but for "tensors": {key: tensor}, which tr
 ENTITY_ARGUMENTS = frozenset(
     [
         "model",
+        "base_model",
+        "arrow_config",
+        "task_specific_adapter_paths",
+        "general_adapter_paths",
         "state_dict",
         "peft_model_state_dict",
         "eva_state_dict",
@@ -52,6 +56,7 @@ ENTITY_ARGUMENTS = frozenset(
         "path_initial_model_for_weight_conversion",
     ]
 )
+SOURCES = ("model", "base_model", "pretrained_model_name_or_path")  # what a result descends from
 CONFIG_ARGUMENTS = frozenset(["peft_config", "config", "lora_config"])
 CLASS_ARGUMENTS = frozenset(["config_cls", "model_cls"])
 PUBLIC_CONTEXTS = {"dora_caching": "helpers.DoraCaching"}  # contexts that are no method of the model
@@ -280,7 +285,7 @@ class _Run:
             function, _ = self.subject.find(self.program["operations"][name]["path"])
             with _foreign():
                 result = function(**arguments)
-            sources = [step.get("args", {}).get(key) for key in ("model", "pretrained_model_name_or_path")]
+            sources = [step.get("args", {}).get(key) for key in SOURCES]
             made = next((self.entity(source).made for source in sources if source), None)
         if "as" in step:
             kind = "model" if isinstance(result, nn.Module) else None
@@ -306,6 +311,8 @@ class _Run:
         if key in CONFIG_ARGUMENTS:
             return self._config(value["config"]) if isinstance(value, dict) else self.entity(value).value
         if key in ENTITY_ARGUMENTS:
+            if isinstance(value, list):
+                return [self._argument(key, item) for item in value]
             entity = self.entity(value)
             return str(entity.value) if entity.kind == "folder" else entity.value
         if key in CLASS_ARGUMENTS:
@@ -670,12 +677,17 @@ def _short(filename: str) -> str:
     return "/".join(Path(filename).parts[-3:])
 
 
-def _filled(tensor: torch.Tensor, fill: float | str) -> torch.Tensor | None:
-    """A new tensor like `tensor` with one value everywhere or seeded normal numbers; `None` for "none"."""
+def _filled(tensor: torch.Tensor, fill: float | str | list[float]) -> torch.Tensor | None:
+    """A new tensor like `tensor` with one value everywhere, several in turn, or seeded normal numbers; `None`
+    for "none".
+    """
     if fill == "none":
         return None
     if fill == "normal":
         return torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor)
+    if isinstance(fill, list):
+        turns = torch.arange(tensor.numel()) % len(fill)
+        return torch.tensor(fill, dtype=torch.float64)[turns].reshape(tensor.shape).to(tensor)
     # By way of float64, for not every dtype can be filled.
     return torch.full(tensor.shape, float(fill), dtype=torch.float64).to(tensor)
 

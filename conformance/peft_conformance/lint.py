@@ -59,6 +59,10 @@ USES: dict[str, dict[str, tuple[str, ...]]] = {  # step -> key -> kinds of entit
 }
 ARGUMENTS = {  # parameter of an operation -> kind of entity that it takes
     "model": "model",
+    "base_model": "model",
+    "arrow_config": "value",
+    "task_specific_adapter_paths": "folder",
+    "general_adapter_paths": "folder",
     "peft_config": "config",
     "config": "config",
     "lora_config": "config",
@@ -507,14 +511,16 @@ class _ClauseLint:
             if isinstance(value, dict) and "inside" in value:
                 kind, value = "folder", value["inside"]
             by_axis = isinstance(value, dict) and set(value) == {"axis"}
-            names = self.axis_values(value) if by_axis or isinstance(value, str) else ()
+            names = self.axis_values(value) if by_axis or isinstance(value, (str, list)) else ()
             for name in names if kind else ():
                 used = self.use(name, (kind or "",), line, change=True)
                 models = used.models if used and kind == "model" else models
         return models, {"none": "value"}.get(operation["result"], operation["result"])
 
     def axis_values(self, value: Any) -> list[Any]:
-        """The values that an argument takes over the matrix: those of its axis, or itself."""
+        """The values that an argument takes over the matrix: those of its axis, or itself, or its items."""
+        if isinstance(value, list):
+            return value
         return list(self.clause.matrix.get(value["axis"], ())) if isinstance(value, dict) else [value]
 
     def config(self, made: Any) -> None:

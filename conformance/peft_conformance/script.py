@@ -26,6 +26,7 @@ from peft_conformance.driver import (
     LAYER_CLASSES,
     NOISE,
     PUBLIC_CONTEXTS,
+    SOURCES,
 )
 from peft_conformance.implementations import Implementation
 from peft_conformance.language import find_specs_dir, read_yaml
@@ -408,7 +409,7 @@ class Script:
 
     def _call(self, step: Body) -> None:
         name, args = step["call"], step.get("args", {})
-        entity = step.get("on") or args.get("model") or args.get("pretrained_model_name_or_path")
+        entity = step.get("on") or next((args[key] for key in SOURCES if key in args), None)
         arguments = ", ".join(f"{k}={self._argument(k, v)}" for k, v in args.items() if k != "data")
         if "data" in args:
             arguments += self._data(name, args["model"], args["data"])
@@ -442,6 +443,8 @@ class Script:
         if key in CONFIG_ARGUMENTS:
             return self._config(value["config"]) if isinstance(value, dict) else self.var(value)
         if key in ENTITY_ARGUMENTS:
+            if isinstance(value, list):
+                return f"[{', '.join(self._argument(key, item) for item in value)}]"
             return f"str({self.var(value)})" if self.kinds.get(value) == "folder" else self.var(value)
         if key in CLASS_ARGUMENTS:
             return self.public(value)
@@ -593,12 +596,15 @@ def _cards() -> list[Any]:
     return [read_yaml(file) for file in sorted((find_specs_dir() / "methods").glob("*.yaml"))]
 
 
-def _filled(shape: Any, like: str, fill: float | str) -> str:
+def _filled(shape: Any, like: str, fill: float | str | list[float]) -> str:
     """The expression for a new tensor, of the dtype and device that `like` says."""
     if fill == "none":
         return "None"
     if fill == "normal":
         return f"torch.randn({shape}, generator=torch.Generator().manual_seed(0)).to({like})"
+    if isinstance(fill, list):
+        turns = f"torch.arange(torch.Size({shape}).numel()) % {len(fill)}"
+        return f"torch.tensor({fill!r}, dtype=torch.float64)[{turns}].reshape({shape}).to({like})"
     return f"torch.full({shape}, float({fill!r}), dtype=torch.float64).to({like})"
 
 
