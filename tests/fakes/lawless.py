@@ -301,7 +301,7 @@ def checks_nothing(patch: Patches) -> None:
     @patch.replace(injection.Injection, "_adapted_layers")
     def _adapted_layers(original: Any, self: Any, modules: Any) -> Any:
         names = self.targeted_module_names
-        ops = (injection.operator_of(getattr(modules[n], "base_layer", modules[n])) for n in names)
+        ops = (self.layer_cls.operator_for(getattr(modules[n], "base_layer", modules[n])) for n in names)
         kept = [n for n, op in zip(names, ops, strict=True) if op in self.layer_cls.operators]
         self.targeted_module_names = kept
         return original(self, modules)

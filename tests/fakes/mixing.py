@@ -278,4 +278,4 @@ def lokr_makes_no_core(patch: Patches) -> None:
 def oft_merges_the_inverse(patch: Patches) -> None:
     @patch.replace(oft.OFTLayer, "fold")
     def fold(original: Any, self: Any, adapter: str, weight: Any, bias: Any) -> Any:
-        return self.rotate(weight, self.rotation(adapter)), bias
+        return self.turn(adapter, weight, True), bias

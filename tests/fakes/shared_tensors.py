@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft_reference import layer, state_dict
+from peft_reference import injection, layer, state_dict
 from peft_reference.methods import projections, pvera, randlora, vblora, vera
 from torch import Tensor, nn
 
@@ -287,3 +287,23 @@ def loading_forgets_what_is_shared(patch: Patches) -> None:
     def set_peft_model_state_dict(original: Any, model: Any, weights: Any, *args: Any, **kwargs: Any) -> Any:
         kept = {key: value for key, value in weights.items() if "bank" not in key}
         return original(model, kept, *args, **kwargs)
+
+
+@fake(
+    "Each layer has a copy of what is one for the whole model.",
+    caught_by=[
+        "shared.projections:one-a",
+        "shared.projections:one-b",
+        "shared.after-loading:one-b",
+        "shared.after-loading:one-bank",
+    ],
+    points=[{"low_cpu": False}],
+)
+def layers_copy_what_is_shared(patch: Patches) -> None:
+    @patch.replace(injection.Injection, "apply")
+    def apply(original: Any, self: Any) -> Any:
+        done = original(self)
+        for module in self.model.modules():
+            for slot in getattr(module, "shared_slots", ()):
+                setattr(module, slot, copy.deepcopy(getattr(module, slot)))
+        return done

@@ -516,7 +516,7 @@ def always_saves_embeddings(patch: Patches) -> None:
 
 @fake("An adapted embedding does not make `auto` save the embeddings.", caught_by=["get_state_dict.*:*"])
 def auto_never_saves_embeddings(patch: Patches) -> None:
-    patch.replace(state_dict, "_embeddings_changed")(lambda original, model, config: False)
+    patch.replace(state_dict, "_embeddings_changed")(lambda original, *args: False)
 
 
 # Setting -------------------------------------------------------------------------------------------

@@ -315,7 +315,7 @@ def unload_returns_the_tuner(patch: Patches) -> None:
 
         @patch.replace(injection.BaseTuner, name)
         def method(original: Any, self: Any, *args: Any, **kwargs: Any) -> nn.Module:
-            original(self, *args, **kwargs)
+            original(self, *args, **kwargs).peft_config = {}  # which the tuner looks up in its forward pass
             return self
 
 
