@@ -279,3 +279,19 @@ def oft_merges_the_inverse(patch: Patches) -> None:
     @patch.replace(oft.OFTLayer, "fold")
     def fold(original: Any, self: Any, adapter: str, weight: Any, bias: Any) -> Any:
         return self.turn(adapter, weight, True), bias
+
+
+@fake(
+    'LoKr with "lycoris" begins with zeros in both factors, or with both random.',
+    caught_by=["lycoris.lokr-init:as-base", "lycoris.lokr-init:other-factor"],
+    points=[{"layer": "one-linear"}, {"layer": "one-conv2d"}],
+)
+def lokr_starts_at_nothing_or_anywhere(patch: Patches) -> None:
+    @patch.replace(lokr.LoKrLayer, "create")
+    def create(original: Any, self: Any, config: Any, name: str) -> Any:
+        made = original(self, config, name)
+        linear = self.weight.dim() == 2
+        for slot in self.adapter_layer_names:
+            if slot in made:
+                torch.nn.init.zeros_(made[slot]) if linear else torch.nn.init.ones_(made[slot])
+        return made

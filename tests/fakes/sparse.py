@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft_reference.methods import beft, c3a, fourierft, ln_tuning, shira, spectral, trainable_tokens, waveft
+from peft_reference.methods import (
+    beft,
+    c3a,
+    fourierft,
+    ln_tuning,
+    shira,
+    spectral,
+    supertuning,
+    trainable_tokens,
+    waveft,
+)
 from peft_reference.methods import defaults as by_architecture
 from torch import Tensor
 
@@ -152,3 +162,27 @@ def shira_mirrors_places(patch: Patches) -> None:
     @patch.replace(shira.ShiraLayer, "delta")
     def delta(original: Any, self: Any, adapter: str) -> Tensor:
         return original(self, adapter).t()
+
+
+@fake("SHiRA's seed decides nothing.", caught_by=["sparse.places:seeded"])
+def shira_ignores_its_seed(patch: Patches) -> None:
+    @patch.replace(shira, "random_mask")
+    def random_mask(original: Any, base_layer: Any, r: int, random_seed: Any = None, **kwargs: Any) -> Tensor:
+        return original(base_layer, r)
+
+
+@fake(
+    "SuperTuning trains the first entries of a weight, and gives every alpha as the rank.",
+    caught_by=["sparse.places:largest", "sparse.places:smallest", "sparse.super-alpha:twice"],
+)
+def supertuning_takes_the_first(patch: Patches) -> None:
+    @patch.replace(supertuning.SupertuningLayer, "create")
+    def create(original: Any, self: Any, config: Any, name: str) -> dict[str, Any]:
+        contents: dict[str, Any] = original(self, config, name)
+        places = contents["supertuning_indices"]
+        return contents | {"supertuning_indices": torch.arange(len(places), dtype=places.dtype)}
+
+    @patch.replace(supertuning.SupertuningConfig, "__post_init__")
+    def __post_init__(original: Any, self: Any) -> None:
+        original(self)
+        self.lora_alpha = self.r
