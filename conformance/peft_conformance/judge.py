@@ -21,7 +21,7 @@ from peft_conformance import formula, plain, script_parts
 from peft_conformance.cases import Case, Check, Plain, Verdict
 from peft_conformance.frame import violations
 from peft_conformance.language import Suite
-from peft_conformance.roles import ROOT, Record, Tagged, card_of, pair, select, tags, unwrapped
+from peft_conformance.roles import ROOT, Record, Tag, Tagged, card_of, pair, select, tags, unwrapped
 
 Body = Any
 Limits = tuple[float, float] | None  # rtol and atol; None means bit for bit
@@ -610,12 +610,19 @@ def _layer_state(
         card = card_of(config, scene.suite.cards)
         if card is None:
             raise Unjudgeable(f"{entity} has no config with a card for adapter {name!r}")
-        places = [*here, *(item for item in scene.tagged(entity) if item[1].shared)]
+        shared = (item for item in scene.tagged(entity) if item[1].shared and _is_for(item[1], path))
+        places = [*here, *shared]
         own = {tag.tensor: t for t, tag in places if tag.adapter == name and tag.has_role("adapter")}
         used += own.values()
         tensors = {tensor: scene.values(t, t["name"]) for tensor, t in own.items()}
         adapters.append(formula.Adapter(name, card, config.get("fields", {}), tensors))
     return values[0], values[1] if "bias" in base else None, adapters, used
+
+
+def _is_for(tag: Tag, path: str) -> bool:
+    """Whether the layer at `path` uses what is shared: of what is kept by names of layers, that of its own."""
+    by_name = tag.tensor.endswith(".<group>")
+    return not by_name or tag.bare.rpartition(".")[2] == path.rpartition(".")[2]
 
 
 # --- Signatures and snapshots

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, KeysView
-from typing import ClassVar
+from collections.abc import Iterator, KeysView, Mapping
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -49,3 +49,30 @@ class Derived(BufferDict):
 
     def __setitem__(self, key: str, value: Tensor) -> None:
         self.register_buffer(key, value, persistent=False)
+
+
+class BufferGroups(nn.Module):
+    """Buffers by group and name, `group.name` in a state dict; the groups of a name are its value."""
+
+    def __setitem__(self, key: str, values: Mapping[str, Tensor]) -> None:
+        for group, value in values.items():
+            if group not in self._modules:
+                self._modules[group] = BufferDict().train(self.training)  # any layer's name can be a group's
+            self._modules[group][key] = value  # type: ignore[index]
+
+    def __getitem__(self, key: str) -> dict[str, Tensor]:
+        groups: dict[str, Any] = self._modules
+        return {group: buffers[key] for group, buffers in groups.items() if key in buffers}
+
+    def __contains__(self, key: str) -> bool:
+        return bool(self[key])
+
+    def pop(self, key: str) -> dict[str, Tensor]:
+        """Take the buffers of a name out of all groups and return them."""
+        values = self[key]
+        groups: dict[str, Any] = self._modules
+        for group in values:
+            groups[group].pop(key)
+            if not len(groups[group]):
+                del groups[group]
+        return values
