@@ -242,8 +242,10 @@ def _by_card(suite: Suite, clause: Clause, point: Point, level: Version, check: 
     if check.word == "signature":
         return rest | {"contains": facts.parameters(method, level), "only": True}
     kind, arguments = _layers(suite, clause, point, body["module"])[0]
+    group = str(body["module"]).rpartition(".")[2]  # what layers of one name share is kept by it
     try:
-        return rest | {"exactly": facts.shapes(method, kind, arguments, level)}
+        shapes = facts.shapes(method, kind, arguments, level)
+        return rest | {"exactly": {name.replace("<group>", group): s for name, s in shapes.items()}}
     except FormulaError as error:
         return rest | {"unknown": str(error)}
 

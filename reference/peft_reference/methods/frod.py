@@ -187,10 +187,14 @@ class FrodModel(ProjectionModel):
             groups.setdefault(name.rpartition(".")[2], []).append(layer.unmerged_weight.detach())
         for group, weights in groups.items():
             if len({weight.shape[1] for weight in weights}) > 1:
-                raise ValueError(f"Layers called '{group}' have several numbers of inputs: they share a basis.")
+                raise ValueError(
+                    f"Layers called '{group}' have several numbers of inputs: they share a basis."
+                )
         generator = torch.Generator("cpu").manual_seed(config.projection_prng_key)
         shared: dict[str, dict[str, Tensor]] = {slot: {} for slot in FrodLayer.shared_slots}
-        for group, weights in tqdm(sorted(groups.items()), desc="Decomposing", disable=not config.progressbar):
+        for group, weights in tqdm(
+            sorted(groups.items()), desc="Decomposing", disable=not config.progressbar
+        ):
             first, n = weights[0], weights[0].shape[1]
             V = joint_basis(weights, config.regularization_alpha)
             shared["frod_V"][group] = V.to(torch.promote_types(first.dtype, torch.float32))
