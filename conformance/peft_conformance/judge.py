@@ -620,7 +620,7 @@ def _layer_state(
 
 
 def _is_for(tag: Tag, path: str) -> bool:
-    """Whether the layer at `path` uses what is shared: of what is kept by names of layers, that of its own."""
+    """Whether the layer at `path` uses what is shared: of what is kept by layers' names, that of its own."""
     by_name = tag.tensor.endswith(".<group>")
     return not by_name or tag.bare.rpartition(".")[2] == path.rpartition(".")[2]
 

@@ -177,8 +177,8 @@ class FrodModel(ProjectionModel):
     def create_shared(
         cls, config: FrodConfig, layers: Mapping[str, BaseTunerLayer], held: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """V (in, in), the places of S (2, nonzero) and its size (2), each for the layers of one name; never on
-        meta, for a checkpoint may lack them. ValueError if those have several numbers of inputs.
+        """V (in, in), the places of S (2, nonzero) and its size (2), each for the layers of one name; on
+        meta only if the weights are, for a checkpoint may lack them. ValueError if those have several numbers of inputs.
         """
         from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -187,9 +187,7 @@ class FrodModel(ProjectionModel):
             groups.setdefault(name.rpartition(".")[2], []).append(layer.unmerged_weight.detach())
         for group, weights in groups.items():
             if len({weight.shape[1] for weight in weights}) > 1:
-                raise ValueError(
-                    f"Layers called '{group}' have several numbers of inputs: they share a basis."
-                )
+                raise ValueError(f"Layers called '{group}' share a basis: their inputs have to be as many.")
         generator = torch.Generator("cpu").manual_seed(config.projection_prng_key)
         shared: dict[str, dict[str, Tensor]] = {slot: {} for slot in FrodLayer.shared_slots}
         for group, weights in tqdm(
