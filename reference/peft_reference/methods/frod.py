@@ -178,7 +178,8 @@ class FrodModel(ProjectionModel):
         cls, config: FrodConfig, layers: Mapping[str, BaseTunerLayer], held: Mapping[str, Any]
     ) -> dict[str, Any]:
         """V (in, in), the places of S (2, nonzero) and its size (2), each for the layers of one name; on
-        meta only if the weights are, for a checkpoint may lack them. ValueError if those have several numbers of inputs.
+        meta only if the weights are, for a checkpoint may lack them. ValueError if
+        those have several numbers of inputs.
         """
         from tqdm import tqdm  # type: ignore[import-untyped]
 
