@@ -27,6 +27,7 @@ from .parts import dropout, zeros
 from .projections import ProjectionModel
 
 __all__ = ["FrodConfig", "FrodModel"]
+SHARED = ("frod_V", "frod_s_indices", "frod_s_size")
 
 
 @dataclass
@@ -65,9 +66,7 @@ class FrodLayer(BaseTunerLayer):
         "frod_lambda_l": nn.ParameterDict,
         "frod_lambda_s_values": nn.ParameterDict,
     }
-    shared_slots: ClassVar[dict[str, type]] = dict.fromkeys(
-        ("frod_V", "frod_s_indices", "frod_s_size"), BufferGroups
-    )
+    shared_slots: ClassVar[dict[str, type]] = dict.fromkeys(SHARED, BufferGroups)
     adapter_layer_names = ("frod_lambda_l", "frod_lambda_s_values")
     dropout_slot = "frod_dropout"
     save_projection: dict[str, bool]
@@ -111,7 +110,7 @@ class FrodLayer(BaseTunerLayer):
         """U, l - l₀, the places of S and V of this layer. U and l₀ are made anew if V is another."""
         group, diagonal = self.group[adapter], self.frod_lambda_l[adapter]
         V = self.frod_V[adapter][group]
-        of, version, U, lengths = self.parts_of_weight.get(adapter, (None, None, None, None))
+        of, version, U, lengths = self.parts_of_weight.get(adapter, (None,) * 4)
         now = 0 if V.is_inference() else V._version
         if of is not V or version != now:
             with torch.no_grad():
@@ -136,9 +135,7 @@ class FrodLayer(BaseTunerLayer):
 
 
 def directions(weight: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns of W·V⁻ᵀ as unit vectors, and their lengths, in float64: columns of almost no length count,
-    and readers of a file have to find the same.
-    """
+    """The columns of W·V⁻ᵀ as unit vectors, and their lengths, in float64: readers find the same."""
     inverse, info = torch.linalg.inv_ex(V.double())
     if not V.is_meta and info:  # not invertible: the weights have columns of zeros
         inverse = torch.linalg.pinv(V.double())
@@ -177,9 +174,8 @@ class FrodModel(ProjectionModel):
     def create_shared(
         cls, config: FrodConfig, layers: Mapping[str, BaseTunerLayer], held: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """V (in, in), the places of S (2, nonzero) and its size (2), each for the layers of one name; on
-        meta only if the weights are, for a checkpoint may lack them. ValueError if
-        those have several numbers of inputs.
+        """V (in, in), places (2, nonzero) and size (2) of S for the layers of each name; on meta only if the
+        weights are, for a checkpoint may lack them. ValueError if those layers' inputs are not as many.
         """
         from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -191,9 +187,7 @@ class FrodModel(ProjectionModel):
                 raise ValueError(f"Layers called '{group}' share a basis: their inputs have to be as many.")
         generator = torch.Generator("cpu").manual_seed(config.projection_prng_key)
         shared: dict[str, dict[str, Tensor]] = {slot: {} for slot in FrodLayer.shared_slots}
-        for group, weights in tqdm(
-            sorted(groups.items()), desc="Decomposing", disable=not config.progressbar
-        ):
+        for group, weights in tqdm(sorted(groups.items()), "Decomposing", disable=not config.progressbar):
             first, n = weights[0], weights[0].shape[1]
             V = joint_basis(weights, config.regularization_alpha)
             shared["frod_V"][group] = V.to(torch.promote_types(first.dtype, torch.float32))
