@@ -55,10 +55,11 @@ class BufferGroups(nn.Module):
     """Buffers by group and name, `group.name` in a state dict; the groups of a name are its value."""
 
     def __setitem__(self, key: str, values: Mapping[str, Tensor]) -> None:
+        groups: dict[str, Any] = self._modules
         for group, value in values.items():
-            if group not in self._modules:
-                self._modules[group] = BufferDict().train(self.training)  # any layer's name can be a group's
-            self._modules[group][key] = value  # type: ignore[index]
+            if group not in groups:
+                groups[group] = BufferDict().train(self.training)  # any layer's name can be a group's
+            groups[group][key] = value
 
     def __getitem__(self, key: str) -> dict[str, Tensor]:
         groups: dict[str, Any] = self._modules

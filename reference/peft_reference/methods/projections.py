@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ class ProjectionLayer(BaseTunerLayer):
 class ProjectionModel(BaseTuner):
     """A model whose adapters have projections."""
 
-    tuner_layer_cls = ProjectionLayer
+    tuner_layer_cls: ClassVar[type[BaseTunerLayer]] = ProjectionLayer
     target_module_mapping = defaults.ATTENTION
 
     @classmethod
