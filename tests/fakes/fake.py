@@ -84,7 +84,10 @@ class Patches:
             setattr(owner, name, value)
             return
         old = inspect.getattr_static(owner, name)
-        for place in _importers(old) if isinstance(owner, types.ModuleType) and callable(old) else [owner]:
+        places = _importers(old) if isinstance(owner, types.ModuleType) and callable(old) else [owner]
+        if not places:
+            raise ValueError(f"{owner.__name__}.{name} has no name in the reference: patch what calls it")
+        for place in places:
             for bound in [key for key, held in vars(place).items() if held is old] or [name]:
                 put_back = functools.partial(setattr, place, bound, old)
                 self._undo.append(

@@ -278,14 +278,14 @@ def vblora_trains_what_is_infinite(patch: Patches) -> None:
 
 
 @fake(
-    "An adapter that is loaded keeps the projections that it was made with.",
-    caught_by=["shared.after-loading:same-output-of-bank"],
+    "An adapter that is loaded keeps the shared bank and the scaling vectors that it was made with.",
+    caught_by=["shared.after-loading:same-output", "shared.after-loading:same-output-of-bank"],
     points=[{"low_cpu": False}],
 )
 def loading_forgets_what_is_shared(patch: Patches) -> None:
     @patch.replace(state_dict, "set_peft_model_state_dict")
     def set_peft_model_state_dict(original: Any, model: Any, weights: Any, *args: Any, **kwargs: Any) -> Any:
-        kept = {key: value for key, value in weights.items() if "bank" not in key}
+        kept = {key: value for key, value in weights.items() if "bank" not in key and "lambda" not in key}
         return original(model, kept, *args, **kwargs)
 
 

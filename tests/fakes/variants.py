@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any
 
 import torch
@@ -209,13 +210,14 @@ def alora_from_the_first(patch: Patches) -> None:
         return torch.where(found.any(1), found.argmax(1), original(ids, invocation))
 
 
-@fake("aLoRA is merged like LoRA, and made for any task.", caught_by=["alora.refused:*"])
+@fake("aLoRA is merged like LoRA, and made for any task.", caught_by=["alora.refused:raises", "alora.refused:warns"])
 def alora_refuses_nothing(patch: Patches) -> None:
     plain = lora_variant.LoraVariant
     patch.set(ALORA, "check_mergeable", staticmethod(plain.check_mergeable))
     patch.set(ALORA, "delta", staticmethod(plain.delta))
 
-    @patch.replace(lora_config.warnings, "warn")
-    def warn(original: Any, message: Any, *given: Any, **more: Any) -> None:
-        if "aLoRA" not in str(message):
-            original(message, *given, **more)
+    @patch.replace(lora_config.LoraConfig, "__post_init__")
+    def post_init(original: Any, self: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            original(self)
