@@ -451,19 +451,20 @@ def _not_adapted(suite: Suite, clause: Clause, point: Point) -> bool:
 def _cannot_merge(suite: Suite, clause: Clause, point: Point) -> bool:
     """Whether the law merges into a layer that lacks what the method's card says that merging needs."""
     method = suite.method(point["method"])
+    if method is None or method.card.get("merge_needs") != "bias":
+        return False
     calls = {"BaseTuner.merge_adapter", "BaseTuner.merge_and_unload"}
     merges = any(step.get("call") in calls for step in flat(clause.when))
-    if not merges or method is None or method.card.get("merge_needs") != "bias":
-        return False
-    return any(not arguments.get("bias", True) for _, arguments in _layers(suite, clause, point))
+    return merges and any(not arguments.get("bias", True) for _, arguments in _layers(suite, clause, point))
 
 
 def _asks_for_more(suite: Suite, clause: Clause, point: Point) -> bool:
     """Whether the law calls an adapted model, and the method's card wants arguments with that."""
     method = suite.method(point["method"])
+    if method is None or not method.fact("forward_arguments"):
+        return False
     calls = {"forward", "backward", "generate", "train"}
-    called = any(step_word(step) in calls for step in flat([*clause.given, *clause.when]))
-    return called and bool(method and method.fact("forward_arguments"))
+    return any(step_word(step) in calls for step in flat([*clause.given, *clause.when]))
 
 
 def _has_no_such_option(suite: Suite, clause: Clause, point: Point) -> bool:

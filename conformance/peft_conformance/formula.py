@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peft_conformance import script_parts
-from peft_conformance.script_parts import low_rank, minor_space, one, rms, transpose
 
 Value = Any  # a float64 tensor or a number
 
@@ -85,12 +84,12 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "sin": torch.sin,
     "reshape": script_parts.reshape,  # as torch's: -1 is what is left
     "kron": torch.kron,
-    "transpose": transpose,  # swaps the last two dimensions
+    "transpose": script_parts.transpose,  # swaps the last two dimensions
     "diag": torch.diag,
     "relu": torch.relu,
     "take": lambda x, at: x[at.long()],  # the entries of a vector at the indices `at`, in their shape
     "tanh": torch.tanh,
-    "repeat": lambda x, n: x.repeat_interleave(n, -1),  # each entry n times, side by side
+    "repeat": script_parts.repeat,  # each entry n times, side by side
     "cycle": lambda x, n: x.repeat(1, -(-n // x.shape[-1]))[:, :n],  # n columns, those of x over and over
     "shuffle": _shuffle,
     "grid": _grid,
@@ -107,17 +106,17 @@ FUNCTIONS: dict[str, Callable[..., Value]] = {
     "mean_row": script_parts.mean_row,
     "weighted": script_parts.weighted,  # the sum of matrices, each times its weight
     "skew": _skew,
-    "cayley": lambda q: (one(q) - q) @ torch.linalg.inv(one(q) + q),
+    "cayley": lambda q: (script_parts.one(q) - q) @ torch.linalg.inv(script_parts.one(q) + q),
     "neumann": script_parts.neumann,  # a series of k powers of a matrix
     "householder": script_parts.householder,  # a product of reflections, by their vectors
     "butterfly": script_parts.butterfly,  # a product of sparse matrices, by their blocks
     "quarter": script_parts.quarter,  # each pair turned by a quarter
     "inv": torch.linalg.inv,
     "shorten": script_parts.shorten,  # rows, to a length
-    "low_rank": low_rank,  # of a matrix, the closest one of rank r
-    "minor_space": minor_space,  # the projection onto the r last left singular vectors
-    "one": one,  # the identity of a square matrix's size
-    "rms": rms,  # of all entries
+    "low_rank": script_parts.low_rank,  # of a matrix, the closest one of rank r
+    "minor_space": script_parts.minor_space,  # the projection onto the r last left singular vectors
+    "one": script_parts.one,  # the identity of a square matrix's size
+    "rms": script_parts.rms,  # of all entries
     "block_diag": lambda x: torch.block_diag(*x),  # a stack of matrices -> one matrix
     "scatter": script_parts.scatter,  # rows, columns, at, values: zeros but for `values` at `at`
     "drawn_places": script_parts.drawn_places,  # seed, rows, columns, n: the places that a seed draws

@@ -44,13 +44,6 @@ class UnsavedBufferDict(BufferDict):
     saved = False
 
 
-class Derived(BufferDict):
-    """Buffers that can be made again, which a model's own state dict does not have."""
-
-    def __setitem__(self, key: str, value: Tensor) -> None:
-        self.register_buffer(key, value, persistent=False)
-
-
 class BufferGroups(nn.Module):
     """Buffers by group and name, `group.name` in a state dict; the groups of a name are its value."""
 

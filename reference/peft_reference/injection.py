@@ -182,8 +182,9 @@ class Injection:
     def _plan_shared(self, tuner_cls: type[BaseTuner]) -> None:
         """What the adapter has for the whole model."""
         self.for_all: dict[str, Any] = {}
-        for layer in [*self.layers.values()][:1] if self.shared else ():
-            with torch.device("meta" if self.low_cpu_mem_usage else layer.weight.device):
+        if self.shared and self.layers:
+            first = next(iter(self.layers.values()))
+            with torch.device("meta" if self.low_cpu_mem_usage else first.weight.device):
                 self.for_all = tuner_cls.create_shared(self.settled, self.layers, self.shared)
 
     def _check_bias(self) -> None:

@@ -14,7 +14,17 @@ from .config import PeftConfig
 from .model import PeftModel
 
 
-class _LabelledModel(PeftModel):
+class _TaskModel(PeftModel):
+    """A model whose forward pass has the arguments of its task by name."""
+
+    def _given(self, **arguments: Any) -> dict[str, Any]:
+        """The arguments that the base model is called with: it need not know those that nobody gave."""
+        if not self.base_model.takes_task_ids:
+            del arguments["task_ids"]
+        return {name: value for name, value in arguments.items() if value is not None}
+
+
+class _LabelledModel(_TaskModel):
     """A model whose forward takes a sequence and, for the loss, labels."""
 
     def forward(
@@ -35,7 +45,7 @@ class _LabelledModel(PeftModel):
         `task_ids` [batch] is for methods that take them, such as Poly, and else not used.
         """
         return super().forward(
-            **_given(
+            **self._given(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 inputs_embeds=inputs_embeds,
@@ -43,13 +53,13 @@ class _LabelledModel(PeftModel):
                 output_attentions=output_attentions,
                 output_hidden_states=output_hidden_states,
                 return_dict=return_dict,
-                task_ids=task_ids if self.base_model.takes_task_ids else None,
+                task_ids=task_ids,
             ),
             **kwargs,
         )
 
 
-class _GeneratingModel(PeftModel):
+class _GeneratingModel(_TaskModel):
     """A language model, with `generate`. AttributeError for a base model that cannot generate."""
 
     def __init__(
@@ -93,7 +103,7 @@ class PeftModelForSeq2SeqLM(_GeneratingModel):
     ) -> Any:
         """The base model's output; without decoder inputs it makes them from the labels."""
         return super().forward(
-            **_given(
+            **self._given(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 inputs_embeds=inputs_embeds,
@@ -104,7 +114,7 @@ class PeftModelForSeq2SeqLM(_GeneratingModel):
                 output_attentions=output_attentions,
                 output_hidden_states=output_hidden_states,
                 return_dict=return_dict,
-                task_ids=task_ids if self.base_model.takes_task_ids else None,
+                task_ids=task_ids,
             ),
             **kwargs,
         )
@@ -122,7 +132,7 @@ class PeftModelForTokenClassification(_LabelledModel):
     head_names = ("classifier", "score")
 
 
-class PeftModelForQuestionAnswering(PeftModel):
+class PeftModelForQuestionAnswering(_TaskModel):
     """For extractive question answering; the head `qa_outputs` is trained with the adapter."""
 
     head_names = ("qa_outputs",)
@@ -144,7 +154,7 @@ class PeftModelForQuestionAnswering(PeftModel):
     ) -> Any:
         """The base model's output: logits of where the answer starts and ends, [batch, length] each."""
         return super().forward(
-            **_given(
+            **self._given(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 token_type_ids=token_type_ids,
@@ -155,13 +165,13 @@ class PeftModelForQuestionAnswering(PeftModel):
                 output_attentions=output_attentions,
                 output_hidden_states=output_hidden_states,
                 return_dict=return_dict,
-                task_ids=task_ids if self.base_model.takes_task_ids else None,
+                task_ids=task_ids,
             ),
             **kwargs,
         )
 
 
-class PeftModelForFeatureExtraction(PeftModel):
+class PeftModelForFeatureExtraction(_TaskModel):
     """For encoders whose hidden states are the output; only the adapter is trained."""
 
     def forward(
@@ -177,22 +187,17 @@ class PeftModelForFeatureExtraction(PeftModel):
     ) -> Any:
         """The base model's output; `last_hidden_state` has the shape [batch, length, hidden]."""
         return super().forward(
-            **_given(
+            **self._given(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 inputs_embeds=inputs_embeds,
                 output_attentions=output_attentions,
                 output_hidden_states=output_hidden_states,
                 return_dict=return_dict,
-                task_ids=task_ids if self.base_model.takes_task_ids else None,
+                task_ids=task_ids,
             ),
             **kwargs,
         )
-
-
-def _given(**arguments: Any) -> dict[str, Any]:
-    """The arguments that the caller has given: base models do not all know all of them."""
-    return {name: value for name, value in arguments.items() if value is not None}
 
 
 MODEL_TYPE_TO_PEFT_MODEL_MAPPING: dict[str, type[PeftModel]] = {

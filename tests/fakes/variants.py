@@ -210,7 +210,10 @@ def alora_from_the_first(patch: Patches) -> None:
         return torch.where(found.any(1), found.argmax(1), original(ids, invocation))
 
 
-@fake("aLoRA is merged like LoRA, and made for any task.", caught_by=["alora.refused:raises", "alora.refused:warns"])
+@fake(
+    "aLoRA is merged like LoRA, and made for any task.",
+    caught_by=["alora.refused:raises", "alora.refused:warns"],
+)
 def alora_refuses_nothing(patch: Patches) -> None:
     plain = lora_variant.LoraVariant
     patch.set(ALORA, "check_mergeable", staticmethod(plain.check_mergeable))

@@ -71,7 +71,6 @@ class BeftModel(BaseTuner):
 
     tuner_layer_cls = BeftLayer
     target_module_mapping = defaults.VALUE
-    mixes = True
 
 
 register_peft_method(PeftType.BEFT, BeftConfig, BeftModel)

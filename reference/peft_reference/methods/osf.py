@@ -7,7 +7,6 @@ https://arxiv.org/abs/2504.07097. A checkpoint has U, S and V; the rest is made 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..buffers import Derived
+from ..buffers import UnsavedBufferDict
 from ..config import PeftConfig
 from ..injection import BaseTuner
 from ..layer import BaseTunerLayer
@@ -50,7 +49,7 @@ class OSFLayer(BaseTunerLayer):
     slots: ClassVar[dict[str, type]] = {
         "effective_rank": dict,
         "osf_svd_params": nn.ModuleDict,
-        **dict.fromkeys((*initial, *kept), Derived),
+        **dict.fromkeys((*initial, *kept), UnsavedBufferDict),
     }
     osf_svd_params: nn.ModuleDict
 
@@ -91,10 +90,6 @@ class OSFLayer(BaseTunerLayer):
             "osf_svd_params": nn.ParameterDict({key: nn.Parameter(trained[key]) for key in sorted(trained)}),
             **{slot: part.to(weight.dtype).contiguous() for slot, part in fixed.items()},
         }
-
-    def state_entries(self, adapter: str) -> Iterator[tuple[str, str, Tensor]]:
-        """U, S and V only."""
-        return (entry for entry in super().state_entries(adapter) if entry[1].startswith("osf_svd_params."))
 
     def factors(self, adapter: str) -> tuple[Tensor, Tensor, Tensor]:
         """U (out, n), S (n) and V (n, in), whose gradients leave out what is kept."""

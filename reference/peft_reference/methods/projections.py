@@ -24,12 +24,15 @@ from .parts import normal, zeros
 Shape = tuple[int, ...]
 
 
-def warn_if_not_saved(config: Any) -> None:
-    """UserWarning that a checkpoint without its projections depends on torch's generator."""
+def warn_if_not_saved(config: Any, seed: str = "projection_prng_key") -> None:
+    """UserWarning that a checkpoint without its projections depends on torch's generator.
+
+    For `__post_init__` to call; `seed` is the field that they are drawn with.
+    """
     if not config.save_projection:
         warnings.warn(
-            "The projections are not saved: they are drawn again with `projection_prng_key` when the adapter "
-            "is loaded, which may differ in another version of torch.",
+            f"The projections are not saved: they are drawn again with `{seed}` when the adapter is loaded, "
+            "which may differ in another version of torch.",
             stacklevel=4,
         )
 

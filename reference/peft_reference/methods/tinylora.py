@@ -6,7 +6,6 @@ Morris et al., "Learning to Reason in 13 Parameters", https://arxiv.org/abs/2602
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,6 +22,7 @@ from ..operators import Conv1D, Embedding, Linear, Operator
 from ..registry import PeftType, register_peft_method
 from . import defaults
 from .parts import dropout
+from .projections import warn_if_not_saved
 
 __all__ = ["TinyLoraConfig", "TinyLoraModel"]
 
@@ -54,12 +54,7 @@ class TinyLoraConfig(PeftConfig):
             raise ValueError(f"`r` and `u` should be positive, got r={self.r} and u={self.u}.")
         if not 0 <= self.weight_tying <= 1:
             raise ValueError(f"`weight_tying` should be between 0 and 1, got {self.weight_tying}.")
-        if not self.save_projection:
-            warnings.warn(
-                "The projections are not saved: they are drawn again with `projection_seed` when the adapter "
-                "is loaded, which may differ in another version of torch.",
-                stacklevel=3,
-            )
+        warn_if_not_saved(self, "projection_seed")
 
 
 class TinyLoraLayer(BaseTunerLayer):
