@@ -101,3 +101,4 @@ class Verdict:
     observed: Plain = None
     detail: str = ""
     at: dict[str, Any] = field(default_factory=dict)  # where in the observation: tensor, module, key, step
+    judged: str | None = None  # the verdict before known failures were looked at, where they had a say

@@ -9,6 +9,7 @@ import json
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,8 @@ def open_run(config: pytest.Config) -> Run:
     if not hasattr(config, "workerinput"):
         # A worker that the implementation has killed leaves no snapshot report: not worth an error as well.
         config.addinivalue_line("filterwarnings", "ignore:syrupy. received:UserWarning")
-        config.pluginmanager.register(Session(Results(run.describe(), left_out=run.left_out), option))
+        results = Results(run.describe(), left_out=run.left_out, overdue=run.overdue(date.today()))
+        config.pluginmanager.register(Session(results, option))
     return run
 
 
@@ -289,7 +291,7 @@ class Session:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Counts per profile; every warning; and aloud, that nothing was judged."""
+        """Every warning; counts per profile; what is overdue; and aloud, that nothing was judged."""
         if self.options.collectonly:
             return
         from peft_conformance.plain import few
@@ -303,6 +305,10 @@ class Session:
         if self.results.counts():
             for line in (*text_table(self.results.table()), *few(self.results.reasons(), limit=8)):
                 say(line)
+        if self.results.overdue:
+            say(f"{len(self.results.overdue)} known failures were to be reviewed by now:", yellow=True)
+            for line in few(self.results.overdue):
+                say(f"  {line}", yellow=True)
         if not self.results.judged:
             say("NOTHING WAS JUDGED: no check was selected, or every one of them was left out.", red=True)
         if self.options.report is not None:

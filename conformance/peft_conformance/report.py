@@ -38,6 +38,7 @@ class Results:
     rows: list[dict[str, Any]] = field(default_factory=list)
     loose_ends: list[dict[str, str]] = field(default_factory=list)
     left_out: list[dict[str, Any]] = field(default_factory=list)  # counts of checks that got no item
+    overdue: list[str] = field(default_factory=list)  # known failures to be looked at again, a line each
 
     def sorted_rows(self) -> list[dict[str, Any]]:
         """The rows by check id."""
@@ -88,6 +89,7 @@ class Results:
             "checks": len(self.rows),
             "verdicts": dict(sorted(verdicts.items())),
             "left_out": self.left_out,
+            "overdue": self.overdue,
         }
 
     def summary(self) -> str:
@@ -95,6 +97,7 @@ class Results:
         parts = [f"# {one_line(self.header)}\n", markdown_table(self.table())]
         if self.loose_ends:
             parts.append(bullets("Loose ends", [f"`{e['name']}`: {e['complaint']}" for e in self.loose_ends]))
+        parts.append(bullets("Known failures to review", self.overdue))
         for title, verdicts in (
             ("Red", tuple(RED)),
             ("Warnings", ("warn",)),
@@ -129,7 +132,7 @@ def read(path: Path) -> Results:
     if len(rows) != footer["checks"]:
         raise ValueError(f"{path}: the footer counts {footer['checks']} checks, {len(rows)} are there")
     ends = [row for row, kind in zip(body, kinds, strict=True) if kind == "loose-end"]
-    return Results(header, rows, ends, footer["left_out"])
+    return Results(header, rows, ends, footer["left_out"], footer["overdue"])
 
 
 def _read_line(place: str, line: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import date
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from packaging.version import InvalidVersion, Version
 from syrupy.data import SnapshotCollections
 from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
-from peft_conformance.cases import Case, Check, Clause, Verdict, plain_text
+from peft_conformance.cases import Case, Check, Clause, Verdict
 from peft_conformance.expand import Expansion, expand, flat
-from peft_conformance.expectations import apply, unmatched
+from peft_conformance.expectations import KnownFailures, overdue, review_lines
 from peft_conformance.implementations import Implementation, ImplementationError, described, resolve
 from peft_conformance.judge import judge
 from peft_conformance.language import SpecErrors, Suite, find_specs_dir, load_suite
@@ -68,6 +69,7 @@ class Run:
         self.api_level = options.api_level or self.implementation.api_level
         version = self.implementation.version
         self.version = version if _is_version(version) else self.api_level
+        self.known = KnownFailures(self.implementation.expectations, self.version)
         # Expectations and prerequisites do not depend on what is selected, so everything is expanded too.
         everything = chosen = self._expand("full", ())
         if options.matrix != "full" or options.profiles:
@@ -157,7 +159,7 @@ class Run:
                 return _all(case, "blocked", f"needs {clause}, and {other.id}:{red.check} is {red.verdict}")
         observation = self.implementation.execute(case.program)
         verdicts = judge(case, observation, self.suite, snapshots=self._stored(case))
-        return [apply(verdict, self.implementation.expectations, self.version) for verdict in verdicts]
+        return [self.known.apply(verdict) for verdict in verdicts]
 
     def _not_run(self, case: Case) -> str | None:
         if self.device != "cuda" and "cuda" in {*self._devices(case.clause), *map(str, case.axes.values())}:
@@ -210,6 +212,10 @@ class Run:
             )
         return verdict
 
+    def overdue(self, today: date) -> list[str]:
+        """The known failures of this version whose review date has passed, a line each."""
+        return review_lines(overdue(self.known.entries, today))
+
     # What no check answers to
 
     def loose_ends(self) -> Iterator[tuple[str, str]]:
@@ -217,12 +223,9 @@ class Run:
         left_out = self._everything.skipped
         at_level = [*self._everything.cases, *(s.case for s in left_out if s.verdict == "unsupported")]
         ids = [f"{case.id}:{check.id}" for case in at_level for check in case.checks]
-        for number, entry in enumerate(unmatched(self.implementation.expectations, ids, self.version), 1):
-            match = entry["match"]
-            axes = ",".join(f"{axis}={plain_text(value)}" for axis, value in match.get("axes", {}).items())
-            point = f"[{axes}]" if axes else ""
+        for number, (place, entry) in enumerate(self.known.unmatched(ids), 1):
             yield (
-                f"expectation-{number}:{match['clause']}{point}:{match['check']}",
+                f"expectation-{number}:{place}",
                 f"No check at API level {self.api_level} is the one that this expectation of "
                 f"{self.implementation.name} speaks of; correct or remove it.\nbecause   {entry['because']}",
             )
@@ -254,6 +257,7 @@ class Run:
                 "expected": verdict.expected,
                 "observed": verdict.observed,
                 "detail": verdict.detail,
+                **({"judged": verdict.judged} if verdict.judged else {}),
                 "seconds": round(self._seconds[case.id], 4),
             }
         )

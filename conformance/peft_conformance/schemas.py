@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def _one_of(validator: Any, branches: Any, instance: Any, schema: Any) -> Iterat
 
 _FORMATS = FormatChecker(formats=())
 _FORMATS.checks("api-range", raises=InvalidSpecifier)(lambda text: SpecifierSet(str(text)) is not None)
+_FORMATS.checks("date", raises=ValueError)(lambda text: date.fromisoformat(str(text)) is not None)
 _FORMATS.checks("regex", raises=re.error)(lambda text: re.compile(str(text)) is not None)
 _Validator = extend(Draft202012Validator, {"allOf": _all_of, "oneOf": _one_of})
 _Validator.descend = _descend
@@ -213,7 +215,9 @@ def _leaf(error: Any, place: str) -> str:
     if kind == "enum":
         return f"{place}: {found!r} is not one of {_listed(value)}"
     if kind == "format":
-        why = "a PEP 440 range" if value == "api-range" else f"a regular expression ({error.cause})"
+        why = {"api-range": "a PEP 440 range", "date": "a day of the calendar"}.get(
+            value, f"a regular expression ({error.cause})"
+        )
         return f"{place}: {found!r} is not {why}"
     if kind in ("type", "pattern"):
         return f"{place}: expected {_wanted(error)}, found {describe(found)}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from datetime import date
 from typing import Any
 
 import pytest
 from peft_conformance.cases import Verdict
-from peft_conformance.expectations import apply, unmatched
+from peft_conformance.expectations import KnownFailures, overdue, review_lines
 
 ENTRY = {
     "match": {"clause": "delete.last", "check": "returns-none"},
@@ -27,6 +28,10 @@ def verdict(
     word: str = "fail", observed: Any = None, case: str = CASE, check: str = "returns-none"
 ) -> Verdict:
     return Verdict(case, check, word, None, [] if observed is None else observed, "seen")
+
+
+def apply(verdict: Verdict, entries: list[dict[str, Any]], version: str) -> Verdict:
+    return KnownFailures(entries, version).apply(verdict)
 
 
 def outcome(entries: list[dict[str, Any]], word: str = "fail", version: str = "0.21.2", **facts: Any) -> str:
@@ -144,13 +149,57 @@ def test_entries_that_no_check_answers_to_are_found() -> None:
     other = entry(match={"clause": "delete.renamed", "check": "returns-none"})
     narrow = entry(match={**ENTRY["match"], "axes": {"dtype": "float32"}})
     old = entry(match={"clause": "delete.removed", "check": "x"}, versions="<0.20")
-    assert unmatched([ENTRY, other, narrow, old], ids, "0.21.2") == [other, narrow]
+    found = KnownFailures([ENTRY, other, narrow, old], "0.21.2").unmatched(ids)
+    assert [entry for _, entry in found] == [other, narrow]
+    assert [str(place) for place, _ in found] == [
+        "delete.renamed:returns-none",
+        "delete.last[dtype=float32]:returns-none",
+    ]
+
+
+def test_one_place_of_several_that_no_check_answers_to_is_found() -> None:
+    match = [{**ENTRY["match"], "check": ["returns-none", "gone"]}, {"clause": "delete.b", "check": "frame"}]
+    found = KnownFailures([entry(match=match)], "0.21.2").unmatched([f"{CASE}:returns-none"])
+    assert [str(place) for place, _ in found] == ["delete.last:gone", "delete.b:frame"]
 
 
 def test_applying_changes_no_input() -> None:
     entries, given = [copy.deepcopy(ENTRY)], verdict()
     apply(given, entries, "0.21.2")
     assert (entries, given) == ([ENTRY], verdict())
+
+
+@pytest.mark.parametrize(
+    ("word", "observed", "judged"),
+    [("warn", [], "warn"), ("error", "E", "error"), ("pass", None, "pass"), ("blocked", None, None)],
+)
+def test_what_was_judged_before_is_kept(word: str, observed: Any, judged: str | None) -> None:
+    assert apply(verdict(word, observed), [ENTRY], "0.21.2").judged == judged
+    assert apply(verdict(word, observed), [], "0.21.2").judged is None
+
+
+def test_an_entry_may_speak_of_several_checks_and_clauses() -> None:
+    match = [
+        {"clause": "delete.last", "check": ["returns-none", "frame"], "axes": {"flag": True}},
+        {"clause": "delete.other", "check": "frame"},
+    ]
+    assert outcome([entry(match=match)]) == "expected-failure"
+    assert outcome([entry(match=match)], check="frame") == "expected-failure"
+    assert outcome([entry(match=match)], case="delete.other") == "fail"
+    assert outcome([entry(match=match)], case="delete.other", check="frame") == "expected-failure"
+    assert outcome([entry(match=match)], case="delete.last[flag=false]", check="frame") == "fail"
+
+
+def test_an_entry_is_overdue_the_day_after_its_review_date() -> None:
+    entries = [entry(review_by="2027-07-01", because="later"), ENTRY]
+    assert overdue(entries, date(2027, 6, 30)) == []
+    assert overdue(entries, date(2027, 7, 1)) == [ENTRY]
+    match = [{**ENTRY["match"], "axes": {"dtype": ["float32", "bfloat16"]}}, {"clause": "a.b", "check": "c"}]
+    assert review_lines([*overdue(entries, date(2028, 1, 1)), entry(match=match)]) == [
+        "2027-06-30 delete.last:returns-none: returns an empty list",
+        "2027-06-30 delete.last[dtype=float32|bfloat16]:returns-none and 1 more: returns an empty list",
+        "2027-07-01 delete.last:returns-none: later",
+    ]
 
 
 def test_an_axis_may_list_several_values() -> None:
