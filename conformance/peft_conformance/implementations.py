@@ -63,6 +63,7 @@ class Implementation:
     package: str | None = None  # the distribution that holds the module
     paths: tuple[str, ...] = ()  # folders that its process looks into first
     transformers: dict[str, str] = field(default_factory=dict)  # its versions -> the release they need
+    covered: tuple[str, ...] = ()  # the releases that are measured
     file: Path | None = None  # its description
     _subject: Subject | None = None
     _worker: Worker | None = None
@@ -209,7 +210,7 @@ def describe(file: Path) -> Implementation:
     except OSError as error:
         raise ImplementationError(f"{file}: {error.strerror}") from None
     fields = {key: value for key, value in data.items() if key != "schema"}
-    for key in ("offers", "expectations"):
+    for key in ("offers", "covered", "expectations"):
         if isinstance(fields.get(key), list):
             fields[key] = tuple(fields[key])
     return Implementation(**{"isolated": False, **fields}, file=file)

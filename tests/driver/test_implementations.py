@@ -28,6 +28,13 @@ def test_the_descriptions_that_are_shipped_are_valid() -> None:
         assert describe(file).name == name
 
 
+def test_upstream_is_measured_at_each_minor_release_since_0_10() -> None:
+    covered = describe(described()["peft"]).covered
+    minors = [version.split(".")[1] for version in covered]
+    assert minors == [str(minor) for minor in range(10, 10 + len(minors))]
+    assert len(minors) >= 12
+
+
 def test_the_reference_is_the_baseline_and_runs_in_process() -> None:
     found = resolve("reference")
     assert (found.module, found.api_level, found.baseline, found.isolated) == (
