@@ -190,6 +190,24 @@ def find(text: str) -> Implementation:
     )
 
 
+def claimed(text: str) -> Implementation | None:
+    """What is known of an implementation that `resolve` cannot reach; None if its name means nothing."""
+    known = described()
+    match = re.fullmatch(r"([\w.-]+)==([\w.!+-]+)", text)
+    try:
+        if match is None:
+            found = find(text)
+        elif match[1] in known and _is_version(match[2]):
+            found = replace(describe(known[match[1]]), version=match[2], isolated=True)
+        else:
+            return None
+    except ImplementationError:
+        return None
+    if found.api_level != "package":
+        return found
+    return replace(found, api_level=found.version if _is_version(found.version) else API_LEVEL)
+
+
 def described() -> dict[str, Path]:
     """The implementations that have a description of ours, by name."""
     here = Path(__file__).resolve().parent

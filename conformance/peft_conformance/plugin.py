@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 SUITE_FILE = Path(__file__).resolve().with_name("test_conformance.py")
 RUN = pytest.StashKey["Run"]()
-ROW = "peft-conformance"  # the user property that carries a verdict from a worker to the controller
+DONE = pytest.StashKey[set[str]]()  # ids of checks whose verdicts are taken over from an earlier run
+TAKEN_OVER = "peft-conformance-taken-over"  # key of a worker's input: checks that need not run again
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,7 +46,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="full",
         help="how many points of each clause's matrix become cases (full)",
     )
-    group.addoption("--report", metavar="DIR", type=Path, help="write results.jsonl and summary.md there")
+    group.addoption(
+        "--report", metavar="DIR", type=Path, help="write results.jsonl, summary.md and badges there"
+    )
+    group.addoption(
+        "--resume", action="store_true", help="go on with an interrupted run that has the same --report"
+    )
     group.addoption("--isolate", action="store_true", help="run the implementation in a process of its own")
     group.addoption("--specs", metavar="DIR", type=Path, help="use the specs in this folder, not our own")
 
@@ -84,10 +91,12 @@ def open_run(config: pytest.Config) -> Run:
     """The run that the options describe, opened once; raises UsageError for an option that makes no sense."""
     if RUN in config.stash:
         return config.stash[RUN]
-    from peft_conformance.report import Results
+    from peft_conformance.report import Results, resumable
     from peft_conformance.run import Options, Refusal, Run
 
     option = config.option
+    if option.resume and option.report is None:
+        raise pytest.UsageError("--resume needs --report DIR: the folder that the interrupted run wrote to")
     try:
         run = Run(
             Options(
@@ -99,17 +108,30 @@ def open_run(config: pytest.Config) -> Run:
                 isolate=option.isolate,
                 specs=option.specs,
                 update_snapshots=getattr(option, "update_snapshots", False),
+                selection=selection(config),
             )
         )
     except Refusal as refusal:
+        if refusal.results and option.report and not hasattr(config, "workerinput"):
+            refusal.results.write(option.report)
         raise pytest.UsageError(str(refusal)) from None
     config.stash[RUN] = run
+    config.stash[DONE] = set(getattr(config, "workerinput", {}).get(TAKEN_OVER, ()))
     if not hasattr(config, "workerinput"):
         # A worker that the implementation has killed leaves no snapshot report: not worth an error as well.
         config.addinivalue_line("filterwarnings", "ignore:syrupy. received:UserWarning")
         results = Results(run.describe(), left_out=run.left_out, overdue=run.overdue(date.today()))
+        if option.resume:
+            results.rows = resumable(option.report, results.header)
+            config.stash[DONE] = {row["id"] for row in results.rows}
         config.pluginmanager.register(Session(results, option))
     return run
+
+
+def selection(config: pytest.Config) -> str:
+    """What the command line selects by keyword and by node id."""
+    chosen = [arg.partition("::")[2] for arg in config.args if "::" in arg]
+    return " ".join(filter(None, [config.option.keyword, config.option.markexpr, *chosen]))
 
 
 # Collection
@@ -134,11 +156,14 @@ class SuiteFile(pytest.File):
             run = open_run(self.config)
         except pytest.UsageError as error:
             raise self.CollectError(str(error)) from None
+        done = self.config.stash[DONE]
         for name, complaint in run.loose_ends():
             yield LooseEnd.from_parent(self, name=name, nodeid=f"{self.nodeid}::{name}", complaint=complaint)
         for case in run.cases:
             for check in case.checks:
                 name = f"{case.id}:{check.id}"
+                if name in done:
+                    continue
                 node = f"{self.nodeid}::{name}"
                 yield CheckItem.from_parent(self, name=name, nodeid=node, run=run, case=case, check=check)
 
@@ -166,6 +191,7 @@ class CheckItem(SuiteItem):
     def __init__(self, *, run: Run, case: Case, check: Check, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.run, self.case, self.check = run, case, check
+        self.row: dict[str, Any] | None = None  # once it has a verdict
         # -k can then select by topic and profile too
         self.extra_keyword_matches.update({case.clause.topic, case.clause.profile})
 
@@ -175,7 +201,10 @@ class CheckItem(SuiteItem):
         verdict = run.verdict(self.case, self.check)
         if self.check.word == "snapshot":
             verdict = run.with_snapshot(verdict, lambda text: matches_snapshot(self, text))
-        self.user_properties.append((ROW, json.dumps(run.row(self.case, self.check, verdict))))
+        self.row = run.row(self.case, self.check, verdict)
+        self.user_properties += [
+            (key, self.row[key]) for key in ("clause", "check", "level", "profile", "verdict")
+        ]
         raise_outcome(verdict, lambda: run.explain(self.case, self.check, verdict))
 
     def reportinfo(self) -> tuple[os.PathLike[str] | str, int | None, str]:
@@ -186,6 +215,15 @@ class CheckItem(SuiteItem):
     def obj(self) -> Any:
         """What syrupy calls the test function; it asks for its module and name."""
         return CheckItem.runtest
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    """Let the report of a check carry its row, which may have to travel from a worker to the controller."""
+    report = yield
+    if isinstance(item, CheckItem):
+        report.row = json.dumps(item.row)
+    return report
 
 
 class LooseEnd(SuiteItem):
@@ -239,7 +277,35 @@ class Session:
     """Hooks of a run of the suite, registered when one is opened: other pytest runs never see them."""
 
     def __init__(self, results: Results, options: Namespace) -> None:
+        from peft_conformance.report import Stream
+
         self.results, self.options = results, options
+        self.stream = Stream(results, options.report) if options.report and not options.collectonly else None
+        self.taken_over = len(results.rows)
+        self.start = time.monotonic()
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Without workers, what is to run is known now."""
+        if not hasattr(session.config, "workerinput") and session.items:
+            self.begin([item.nodeid for item in session.items])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        """With workers, each says what is to run, and all say the same."""
+        self.begin(ids)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """A worker has to leave out what is taken over; so has one that takes the place of a dead one."""
+        node.workerinput[TAKEN_OVER] = sorted(node.config.stash[DONE])
+
+    def begin(self, ids: list[str]) -> None:
+        """Begin the report, once."""
+        if "total" not in self.results.header:
+            total = self.taken_over + sum(is_check(nodeid) for nodeid in ids)
+            self.results.header["total"] = total
+            if self.stream:
+                self.stream.open()
 
     def pytest_report_header(self) -> str:
         """What is being measured, and with what."""
@@ -270,24 +336,40 @@ class Session:
 
         return ByCase(config, log)
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Gather the verdict that a report carries; on the controller it may come from any worker."""
-        rows = [json.loads(str(value)) for key, value in report.user_properties if key == ROW]
-        if report.when == "call":
-            self.results.rows += rows
-        if report.failed and not rows and f"/{SUITE_FILE.name}::" in report.nodeid:
+        restore_ids([report])
+        row = json.loads(getattr(report, "row", "null"))
+        if row and report.when == "call":
+            self.add("check", row)
+        if report.failed and not row and f"/{SUITE_FILE.name}::" in report.nodeid:
             name = report.nodeid.partition("::")[2]
-            self.results.loose_ends.append({"name": name, "complaint": report.longreprtext})
+            self.add("loose-end", {"name": name, "complaint": report.longreprtext})
+
+    def add(self, kind: str, line: dict[str, Any]) -> None:
+        """A verdict or a loose end, kept and written down at once."""
+        (self.results.rows if kind == "check" else self.results.loose_ends).append(line)
+        if self.stream:
+            self.stream.add(kind, line)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the report; a run in which nothing was judged is not a success."""
         if self.options.collectonly:
             return
-        if self.options.report is not None:
-            self.results.write(self.options.report)
-        if session.exitstatus == pytest.ExitCode.OK and not self.results.judged:
-            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+        results, code = self.results, pytest.ExitCode
+        self.begin([])
+        results.seconds = time.monotonic() - self.start
+        results.complete = len(results.rows) == results.header["total"]
+        if self.stream:
+            self.stream.close()
+        if session.exitstatus == code.NO_TESTS_COLLECTED and self.taken_over:
+            session.exitstatus = code.OK
+        if session.exitstatus == code.OK and results.red:  # in what was taken over
+            session.exitstatus = code.TESTS_FAILED
+        if session.exitstatus == code.OK and not results.judged:
+            session.exitstatus = code.NO_TESTS_COLLECTED
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -311,8 +393,18 @@ class Session:
                 say(f"  {line}", yellow=True)
         if not self.results.judged:
             say("NOTHING WAS JUDGED: no check was selected, or every one of them was left out.", red=True)
+        if self.taken_over:
+            say(f"{self.taken_over} of these verdicts are taken over from the run that was interrupted")
+        if not self.results.complete:
+            say(*self.results.caveats(), yellow=True)
         if self.options.report is not None:
             say(f"report: {self.options.report / 'results.jsonl'}")
+
+
+def is_check(nodeid: str) -> bool:
+    """Whether a node id is that of a check: neither a loose end nor something that is none of ours."""
+    place, _, name = nodeid.partition("::")
+    return place.endswith(SUITE_FILE.name) and not name.startswith(("expectation-", "snapshot:"))
 
 
 def restore_ids(reports: Iterable[Any]) -> None:

@@ -1,4 +1,8 @@
-"""The verdicts of a run: a table for the terminal, `results.jsonl` for programs, `summary.md` for people."""
+"""The verdicts of a run: a table for the terminal, `results.jsonl` for programs, `summary.md` for people.
+
+While a run goes on, `Stream` keeps what is known in `results.jsonl.part`; at its end that becomes
+`results.jsonl`. A run that ends early leaves one or the other, and both can be gone on with.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 VERDICTS = (
     "pass",
@@ -28,6 +32,8 @@ RED = frozenset({"fail", "error", "stale", "changed"})
 JUDGED = frozenset({"pass", "fail", "warn", "info", "error", "expected-failure", "stale", "changed"})
 HEADINGS = {"expected-failure": "expected"}  # where the table says it shorter
 FORMAT = "1.0"
+FILE = "results.jsonl"
+PART = "results.jsonl.part"
 
 
 @dataclass
@@ -39,6 +45,8 @@ class Results:
     loose_ends: list[dict[str, str]] = field(default_factory=list)
     left_out: list[dict[str, Any]] = field(default_factory=list)  # counts of checks that got no item
     overdue: list[str] = field(default_factory=list)  # known failures to be looked at again, a line each
+    complete: bool = True  # whether every check that was selected has its row
+    seconds: float | None = None  # that the run took, the last part of it if it was resumed
 
     def sorted_rows(self) -> list[dict[str, Any]]:
         """The rows by check id."""
@@ -56,6 +64,16 @@ class Results:
         for entry in self.left_out:
             counts.setdefault(entry["profile"], Counter())[entry["verdict"]] += entry["checks"]
         return dict(sorted(counts.items()))
+
+    @property
+    def red(self) -> int:
+        """How much is wrong: red checks, and what no check answers to."""
+        return sum(row["verdict"] in RED for row in self.rows) + len(self.loose_ends)
+
+    @property
+    def built(self) -> bool:
+        """Whether there was an implementation to measure."""
+        return bool(self.header.get("status", "built") == "built")
 
     @property
     def judged(self) -> int:
@@ -90,11 +108,14 @@ class Results:
             "verdicts": dict(sorted(verdicts.items())),
             "left_out": self.left_out,
             "overdue": self.overdue,
+            "complete": self.complete,
+            **({} if self.seconds is None else {"seconds": round(self.seconds, 1)}),
         }
 
     def summary(self) -> str:
         """`summary.md`: what ran, the table, and each check that is not a plain pass with its reason."""
-        parts = [f"# {one_line(self.header)}\n", markdown_table(self.table())]
+        parts = [f"# {one_line(self.header)}\n", *self.caveats()]
+        parts += [markdown_table(self.table())] if self.counts() else []
         if self.loose_ends:
             parts.append(bullets("Loose ends", [f"`{e['name']}`: {e['complaint']}" for e in self.loose_ends]))
         parts.append(bullets("Known failures to review", self.overdue))
@@ -108,31 +129,133 @@ class Results:
         parts.append(bullets("Left out", self.reasons()))
         return "\n".join(part for part in parts if part)
 
+    def caveats(self) -> list[str]:
+        """What a reader has to know before the numbers: nothing was measured, or not all of it."""
+        if not self.built:
+            return [f"NOT RUN: {self.header['reason']}\n"]
+        if not self.complete:
+            return [f"INCOMPLETE: {len(self.rows)} of {self.header['total']} checks have a verdict\n"]
+        return []
+
+    def badges(self) -> dict[str, dict[str, Any]]:
+        """For each profile the counts as shields.io takes them: its endpoint format, and no percentage."""
+        implementation = self.header["implementation"]
+        badges = {}
+        for profile, count in self.counts().items():
+            shown = [v for v in VERDICTS if count[v] and v not in ("not-applicable", "unsupported")]
+            words = [f"{count[verdict]} {HEADINGS.get(verdict, verdict)}" for verdict in shown]
+            badges[profile] = {
+                "schemaVersion": 1,
+                "label": f"{implementation['name']} {implementation['version']} {profile}",
+                "message": ("" if self.complete else "incomplete: ") + (", ".join(words) or "nothing"),
+                "color": self._color(count),
+            }
+        return badges
+
+    def _color(self, count: Counter[str]) -> str:
+        if any(count[verdict] for verdict in RED):
+            return "red"
+        if not self.complete or not any(count[verdict] for verdict in JUDGED):
+            return "lightgrey"
+        known = count["expected-failure"] or count["warn"] or count["blocked"]
+        return "yellow" if known else "brightgreen"
+
     def write(self, folder: Path) -> None:
-        """Write `results.jsonl` and `summary.md`; each appears whole or not at all."""
+        """Write `results.jsonl`, `summary.md` and the badges; each appears whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(plain(line), ensure_ascii=False, allow_nan=False) for line in self.lines())
-        write_whole(folder / "results.jsonl", "".join(f"{line}\n" for line in lines))
+        write_whole(folder / FILE, "".join(map(_line, self.lines())))
         write_whole(folder / "summary.md", self.summary())
+        for profile, badge in self.badges().items():
+            write_whole(folder / f"badge-{profile}.json", json.dumps(badge, indent=2) + "\n")
 
 
 def read(path: Path) -> Results:
-    """Results that `write` wrote; raises ValueError, naming the line, for a file that is cut off."""
+    """Results that `write` wrote; raises ValueError, naming the line, for a file that is cut off.
+
+    A run that was interrupted in good order has a footer too; its results are not `complete`.
+    """
     texts = path.read_text(encoding="utf-8").splitlines()
     lines = [_read_line(f"{path}:{number}", line) for number, line in enumerate(texts, 1)]
+    _check_header(path, lines)
+    if lines[-1].get("kind") != "footer":
+        raise ValueError(f"{path}:{len(lines)}: the footer is missing: the file is cut off")
+    header, rows, ends = _sorted_out(lines[:-1])
+    footer = lines[-1]
+    if len(rows) != footer["checks"]:
+        raise ValueError(f"{path}: the footer counts {footer['checks']} checks, {len(rows)} are there")
+    more = {key: footer[key] for key in ("complete", "seconds") if key in footer}
+    return Results(header, rows, ends, footer["left_out"], footer["overdue"], **more)
+
+
+def read_partial(path: Path) -> Results:
+    """What a `results.jsonl.part` holds of a run that goes on or was killed; its last line may be cut off.
+
+    Raises ValueError for a file that has no header or is damaged elsewhere.
+    """
+    texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = [_read_line(f"{path}:{number}", line) for number, line in enumerate(texts[:-1], 1)]
+    _check_header(path, lines)
+    header, rows, ends = _sorted_out(lines)
+    return Results(header, rows, ends, complete=False)
+
+
+def _check_header(path: Path, lines: list[dict[str, Any]]) -> None:
     if not lines or lines[0].get("kind") != "header":
         raise ValueError(f"{path}:1: expected the header line of a results file")
     if lines[0].get("format") != FORMAT:
         raise ValueError(f"{path}:1: format {lines[0].get('format')!r}; this version reads {FORMAT!r}")
-    if lines[-1].get("kind") != "footer":
-        raise ValueError(f"{path}:{len(lines)}: the footer is missing: the file is cut off")
-    header, *body, footer = ({k: v for k, v in line.items() if k not in ("kind", "format")} for line in lines)
-    kinds = [line["kind"] for line in lines[1:-1]]
+
+
+def _sorted_out(lines: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]], list[Any]]:
+    """The header, the checks and the loose ends among lines."""
+    header, *body = ({k: v for k, v in line.items() if k not in ("kind", "format")} for line in lines)
+    kinds = [line["kind"] for line in lines[1:]]
     rows = [row for row, kind in zip(body, kinds, strict=True) if kind == "check"]
-    if len(rows) != footer["checks"]:
-        raise ValueError(f"{path}: the footer counts {footer['checks']} checks, {len(rows)} are there")
-    ends = [row for row, kind in zip(body, kinds, strict=True) if kind == "loose-end"]
-    return Results(header, rows, ends, footer["left_out"], footer["overdue"])
+    return header, rows, [row for row, kind in zip(body, kinds, strict=True) if kind == "loose-end"]
+
+
+class Stream:
+    """Results on their way into a folder: each row is in `results.jsonl.part` as soon as it is known."""
+
+    def __init__(self, results: Results, folder: Path) -> None:
+        self.results, self.folder = results, folder
+        self._part: IO[str] | None = None
+
+    def open(self) -> None:
+        """Begin, with what the results hold already."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        *lines, _footer = self.results.lines()
+        write_whole(self.folder / PART, "".join(map(_line, lines)))
+        self._part = (self.folder / PART).open("a", encoding="utf-8")
+
+    def add(self, kind: str, line: dict[str, Any]) -> None:
+        """A check or a loose end more."""
+        if self._part:
+            self._part.write(_line({"kind": kind, **line}))
+            self._part.flush()
+
+    def close(self) -> None:
+        """The results as they are now become the report."""
+        if self._part:
+            self._part.close()
+        self.results.write(self.folder)
+        (self.folder / PART).unlink(missing_ok=True)
+
+
+def resumable(folder: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that an earlier run with this header has left in a folder; none if it was another run."""
+    for name, reader in ((PART, read_partial), (FILE, read)):
+        try:
+            earlier = reader(folder / name)
+        except (OSError, ValueError):
+            continue
+        if {**earlier.header, "total": None} == {**plain(header), "total": None}:
+            return earlier.rows
+    return []
+
+
+def _line(line: dict[str, Any]) -> str:
+    return json.dumps(plain(line), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _read_line(place: str, line: str) -> dict[str, Any]:

@@ -23,10 +23,17 @@ from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 from peft_conformance.cases import Case, Check, Clause, Verdict
 from peft_conformance.expand import Expansion, expand, flat
 from peft_conformance.expectations import KnownFailures, overdue, review_lines
-from peft_conformance.implementations import Implementation, ImplementationError, described, resolve
+from peft_conformance.fingerprint import implementation_digest, suite_fingerprint
+from peft_conformance.implementations import (
+    Implementation,
+    ImplementationError,
+    claimed,
+    described,
+    resolve,
+)
 from peft_conformance.judge import judge
 from peft_conformance.language import SpecErrors, Suite, find_specs_dir, load_suite
-from peft_conformance.report import as_text, plain
+from peft_conformance.report import Results, as_text, plain
 from peft_conformance.script import reproduce
 
 RED = frozenset({"fail", "error", "changed", "blocked"})  # what blocks the clauses that need this one
@@ -34,6 +41,8 @@ RED = frozenset({"fail", "error", "changed", "blocked"})  # what blocks the clau
 
 class Refusal(Exception):
     """A run that cannot start: an option, an implementation or a spec file is wrong, as the message says."""
+
+    results: Results | None = None  # of an implementation that cannot be built: nothing was run, and why
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class Options:
     isolate: bool = False
     specs: Path | None = None
     update_snapshots: bool = False
+    selection: str = ""  # what -k and node ids select
 
 
 class Run:
@@ -65,11 +75,12 @@ class Run:
         self._check(options)
         self.device = _device(options.device)
         self.snapshots = (options.specs or Path(__file__).parent) / "__snapshots__"
-        self.implementation = _implementation(options)
-        self.api_level = options.api_level or self.implementation.api_level
-        version = self.implementation.version
-        self.version = version if _is_version(version) else self.api_level
-        self.known = KnownFailures(self.implementation.expectations, self.version)
+        try:
+            self.implementation = _implementation(options)
+        except Refusal as refusal:
+            refusal.results = self._not_built(str(refusal))
+            raise
+        self._learn_level()
         # Expectations and prerequisites do not depend on what is selected, so everything is expanded too.
         everything = chosen = self._expand("full", ())
         if options.matrix != "full" or options.profiles:
@@ -84,6 +95,24 @@ class Run:
         self._verdicts: dict[str, dict[str, Verdict]] = {}
         self._seconds: dict[str, float] = {}
 
+    def _learn_level(self) -> None:
+        self.api_level = self.options.api_level or self.implementation.api_level
+        version = self.implementation.version
+        self.version = version if _is_version(version) else self.api_level
+        self.known = KnownFailures(self.implementation.expectations, self.version)
+
+    def _not_built(self, reason: str) -> Results | None:
+        """Results that say of each check that it was not run, and why; None where nobody knows what of."""
+        found = claimed((self.options.implementation or "").strip())
+        if found is None:
+            return None
+        self.implementation = found
+        self._learn_level()
+        chosen = self._expand(self.options.matrix, self.options.profiles)
+        brief = " ".join(reason.split())
+        header = {**self.describe(), "status": "not-built", "reason": brief, "total": 0}
+        return Results(header, left_out=self._count(chosen, brief), complete=False)
+
     def _check(self, options: Options) -> None:
         known = sorted({clause.profile for clause in self.suite.clauses})
         for profile in options.profiles:
@@ -92,10 +121,12 @@ class Run:
         if options.api_level is not None and not _is_version(options.api_level):
             raise Refusal(f"--api-level {options.api_level!r} is no version; one is written like 0.21")
 
-    def _count(self, chosen: Expansion) -> list[dict[str, Any]]:
+    def _count(self, chosen: Expansion, not_built: str | None = None) -> list[dict[str, Any]]:
         """The checks that get no item, since they say nothing of this implementation: how many, and why."""
         level = f"at other API levels than {self.api_level}"
-        reasons = [("not-run", reason, case) for case in chosen.cases if (reason := self._not_run(case))]
+        reasons = [
+            ("not-run", reason, case) for case in chosen.cases if (reason := not_built or self._not_run(case))
+        ]
         reasons += [
             (s.verdict, s.reason if s.verdict == "unsupported" else level, s.case) for s in chosen.skipped
         ]
@@ -129,6 +160,7 @@ class Run:
                 "module": implementation.module,
                 "api_level": self.api_level,
                 "isolated": implementation.isolated,
+                "digest": implementation_digest(implementation, self.known),
             },
             "torch": _version("torch"),
             "transformers": _version("transformers"),
@@ -136,6 +168,9 @@ class Run:
             "device": self.device,
             "matrix": self.options.matrix,
             "profiles": sorted(self.options.profiles),
+            "selection": self.options.selection,
+            "suite": suite_fingerprint(self.suite.specs, self.snapshots),
+            "status": "built",
         }
 
     # Verdicts

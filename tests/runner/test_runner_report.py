@@ -42,6 +42,8 @@ def test_what_is_written_is_read_back(results: Results, tmp_path: Path) -> None:
     assert again.rows[1]["observed"] == "nan"
     assert (again.loose_ends, again.left_out) == (results.loose_ends, results.left_out)
     assert sorted(path.name for path in (tmp_path / "deep" / "report").iterdir()) == [
+        "badge-checkpoint.json",
+        "badge-model.json",
         "results.jsonl",
         "summary.md",
     ]
