@@ -14,6 +14,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from peft_conformance.cases import Case, Clause
+from peft_conformance.consumers import Consumers, selected
 from peft_conformance.expand import points
 from peft_conformance.language import FOLDERS, SpecError, SpecErrors, Suite, find_specs_dir, load_suite
 from peft_conformance.lint import lint as faults_of
@@ -83,6 +84,8 @@ def show(clause: Annotated[str, typer.Argument(help="Id of a clause, e.g. inject
     console.print(f"  profile  {found.profile}\n  API      {found.api}", markup=False)
     if found.needs:
         console.print(f"  needs    {', '.join(found.needs)}")
+    for name, entry in Consumers(suite).entries(found):
+        console.print(f"  used by  {name}: {entry['because']}", markup=False)
     ids = [Case(found, point, {}, ()).id for point in points(found)]
     console.print(f"\n{len(ids)} cases")
     for case in ids:
@@ -92,11 +95,21 @@ def show(clause: Annotated[str, typer.Argument(help="Id of a clause, e.g. inject
 
 
 @app.command("list")
-def list_clauses() -> None:
+def list_clauses(
+    profile: Annotated[
+        list[str] | None, typer.Option(help="Only this profile or consumer (repeatable).")
+    ] = None,
+) -> None:
     """List all clauses by topic."""
+    suite = _suite()
+    try:
+        takes = selected(suite, profile or ())
+    except KeyError as error:
+        raise typer.BadParameter(error.args[0]) from None
     topics: dict[str, list[Clause]] = {}
-    for clause in _suite().clauses:
-        topics.setdefault(clause.topic, []).append(clause)
+    for clause in suite.clauses:
+        if any(takes(clause, point) for point in points(clause)):
+            topics.setdefault(clause.topic, []).append(clause)
     for topic, clauses in sorted(topics.items()):
         console.print(f"\n[bold]{topic}[/bold]")
         table = Table.grid("clause", "level", "sentence", padding=(0, 2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from packaging.version import Version
 from peft_conformance import facts
 from peft_conformance.cases import Case, Check, Clause
 from peft_conformance.formula import FormulaError
-from peft_conformance.language import SPECIAL, Suite, injectable
+from peft_conformance.language import SPECIAL, Method, Suite, injectable
 from peft_conformance.ranges import contains
 
 Matrix = Literal["full", "pairwise", "smoke"]
@@ -57,22 +57,19 @@ def expand(
     matrix: Matrix = "full",
     offers: Collection[str] | Literal["all"] = "all",
     lacks: Mapping[str, str] | None = None,
-    profile: str | Sequence[str] | None = None,
+    where: Callable[[Clause, Point], bool] | None = None,
     clauses: Collection[str] | None = None,
 ) -> Expansion:
     """All cases of a suite for an implementation that claims `api_level`, in the order of the files.
 
     `offers` names the capabilities that the implementation has (`method-lora` and the like included) or is
-    "all"; `lacks` maps those that it does not have to the reason. `profile` and `clauses` select by profile
-    and by clause id; what they leave out is not returned at all.
+    "all"; `lacks` maps those that it does not have to the reason. `where` (`consumers.selected`) selects points
+    and `clauses` ids; what they leave out is not returned at all.
     """
     level = Version(api_level)
-    profiles = {profile} if isinstance(profile, str) else set(profile or ())
     cases: list[Case] = []
     skipped: list[Skipped] = []
     for clause in suite.clauses:
-        if profiles and clause.profile not in profiles:
-            continue
         if clauses is not None and clause.id not in clauses:
             continue
         reasons: dict[str, str] = {}
@@ -80,6 +77,8 @@ def expand(
         for point in points(clause):
             if clause.law and any(out(suite, clause, point) for out in LEFT_OUT):
                 continue  # no point of this law: its matrix has every layer, the method's card only some
+            if where is not None and not where(clause, point):
+                continue
             case = _case(suite, clause, point, level)
             verdict, reasons[case.id] = _standing(suite, case, level, offers, lacks or {})
             groups[verdict].append(case)
@@ -191,9 +190,8 @@ def _case(suite: Suite, clause: Clause, point: Point, level: Version) -> Case:
     given, when = fill(list(clause.given), point), fill(list(clause.when), point)
     steps = list(flat([*given, *when]))
     models = sorted({step["make_model"]["model"] for step in steps if "make_model" in step})
-    named = [suite.method(made["config"]) for made in configs([*given, *when])]
-    named += [suite.method(name) for name in _classes(steps)]
-    methods = {method.card["method"] for method in named if method}
+    named = _methods(suite, [*given, *when])
+    methods = {method.card["method"] for method in named}
     calls = sorted({step["call"] for step in steps if "call" in step})
     requires = {*clause.requires, *(f"method-{method.lower()}" for method in methods)}
     requires.update(*(suite.models[name].get("requires", ()) for name in models if name in suite.models))
@@ -207,7 +205,7 @@ def _case(suite: Suite, clause: Clause, point: Point, level: Version) -> Case:
         checks = [check for check in checks if check.word != "formula"]
     checks += _derived(suite, clause, when, point)
     given, when = _steps(suite, given), _steps(suite, when)
-    if clause.law and not all(can_inject(method.card, level) for method in named if method):
+    if clause.law and not all(can_inject(method.card, level) for method in named):
         names: dict[str, str] = {}
         given, when = _through_model(given, names), _through_model(when, names)
         checks = [replace(check, body=_renamed(check.body, names)) for check in checks]
@@ -224,6 +222,17 @@ def _case(suite: Suite, clause: Clause, point: Point, level: Version) -> Case:
         values=[step["capture"]["id"] for step in steps if step.get("capture", {}).get("values")],
     )
     return case
+
+
+def methods_at(suite: Suite, clause: Clause, point: Mapping[str, Any]) -> set[str]:
+    """The PEFT types that a clause makes configs of, or looks the config classes up of, at a point."""
+    steps = fill([*clause.given, *clause.when], dict(point))
+    return {method.card["method"] for method in _methods(suite, steps)}
+
+
+def _methods(suite: Suite, steps: list[dict[str, Any]]) -> list[Method]:
+    names = [*(made["config"] for made in configs(steps)), *_classes(flat(steps))]
+    return [method for name in names if (method := suite.method(name))]
 
 
 def _classes(steps: Iterable[Mapping[str, Any]]) -> Iterator[Any]:

@@ -36,6 +36,7 @@ FOLDERS = {  # folder below specs/ -> schema of its files
     "methods": "method",
     "vocabulary": "vocabulary",
     "sources": "sources",
+    "profiles": "profile",
 }
 SPECIAL = {"second", "init_off", "init_on"}  # what a config may be for, besides being the method's
 BESIDE_WORD = {"id", "level", "because"}  # keys of a check beside the one that names it
@@ -86,6 +87,7 @@ class Suite:
     capabilities: dict[str, str] = field(default_factory=dict)
     operations: dict[str, Map] = field(default_factory=dict)
     sources: dict[str, Map] = field(default_factory=dict)  # document -> its sentence inventory
+    profiles: dict[str, Map] = field(default_factory=dict)  # consumer -> what it relies on
     rows: Map = field(default_factory=lambda: Map(1))  # `areas` and `excluded` of the behaviour inventory
     files: dict[Path, Map] = field(default_factory=dict)  # every file that was read
 
@@ -203,6 +205,8 @@ def _assemble(specs_dir: Path, files: dict[Path, Map]) -> Suite:
                 put(getattr(suite, section), SECTIONS[section], name, value, file, entries.lines[name])
         if folder == "methods":
             put(suite.cards, "card", data["method"], data, file, data.lines["method"])
+        elif folder == "profiles":
+            put(suite.profiles, "profile", data["profile"], data, file, data.lines["profile"])
         elif folder == "sources" and "document" in data:
             put(suite.sources, "document", data["document"], data, file, data.lines["document"])
         elif folder == "sources":

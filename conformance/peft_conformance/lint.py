@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from peft_conformance import consumers
 from peft_conformance.cases import Check, Clause
 from peft_conformance.expand import (
     configs,
@@ -108,6 +109,7 @@ def lint(suite: Suite) -> list[SpecError]:
     """Every fault of a loaded suite that its schemas did not see, in file order."""
     written = _written(suite)
     found = [*_vocabulary(suite), *_cards(suite), *_needs(suite), *_coverage(suite)]
+    found += consumers.faults(suite)
     for clause in suite.clauses:
         found += _ClauseLint(suite, clause, written[clause.file, clause.line]).errors
     return sorted(set(found), key=lambda e: (str(e.file), e.line, e.message))

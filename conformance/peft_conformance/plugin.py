@@ -39,7 +39,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device", choices=("cpu", "cuda", "auto"), default="cpu", help="devices that cases may use (cpu)"
     )
     group.addoption("--api-level", metavar="VERSION", help="judge by this API level, not the one claimed")
-    group.addoption("--profile", action="append", metavar="NAME", help="only this profile (repeatable)")
+    group.addoption(
+        "--profile", action="append", metavar="NAME", help="only this profile or consumer (repeatable)"
+    )
     group.addoption(
         "--matrix",
         choices=("smoke", "pairwise", "full"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +34,7 @@ HEADINGS = {"expected-failure": "expected"}  # where the table says it shorter
 FORMAT = "1.0"
 FILE = "results.jsonl"
 PART = "results.jsonl.part"
+CONSUMER = "used by "  # what a table puts before the name of a consumer
 
 
 @dataclass
@@ -57,12 +58,18 @@ class Results:
         return [row for row in self.sorted_rows() if row["verdict"] in verdicts]
 
     def counts(self) -> dict[str, Counter[str]]:
-        """How often each verdict was given, per profile."""
+        """How often each verdict was given, per profile: each check counts in one."""
+        return self._counted(lambda entry: (entry["profile"],))
+
+    def counts_for_consumers(self) -> dict[str, Counter[str]]:
+        """How often each verdict was given, per consumer: a check counts for each one that relies on it."""
+        return self._counted(lambda entry: entry.get("consumers", ()))
+
+    def _counted(self, names: Callable[[dict[str, Any]], Iterable[str]]) -> dict[str, Counter[str]]:
         counts: dict[str, Counter[str]] = {}
-        for row in self.rows:
-            counts.setdefault(row["profile"], Counter())[row["verdict"]] += 1
-        for entry in self.left_out:
-            counts.setdefault(entry["profile"], Counter())[entry["verdict"]] += entry["checks"]
+        for entry in (*self.rows, *self.left_out):
+            for name in names(entry):
+                counts.setdefault(name, Counter())[entry["verdict"]] += entry.get("checks", 1)
         return dict(sorted(counts.items()))
 
     @property
@@ -81,11 +88,15 @@ class Results:
         return sum(row["verdict"] in JUDGED for row in self.rows)
 
     def table(self) -> list[list[str]]:
-        """Heading and a row for each profile; only pass and fail have a column that may be empty."""
+        """Heading, a row for each profile, then one for each consumer, of whose checks some are in several.
+
+        Only pass and fail have a column that may be empty.
+        """
         counts = self.counts()
         shown = [v for v in VERDICTS if v in ("pass", "fail") or any(count[v] for count in counts.values())]
         table = [["profile", *(HEADINGS.get(verdict, verdict) for verdict in shown)]]
-        for profile, count in counts.items():
+        users = {f"{CONSUMER}{name}": count for name, count in self.counts_for_consumers().items()}
+        for profile, count in {**counts, **users}.items():
             table.append([profile, *(str(count[verdict]) for verdict in shown)])
         return table
 

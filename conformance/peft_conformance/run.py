@@ -20,6 +20,7 @@ from packaging.version import InvalidVersion, Version
 from syrupy.data import SnapshotCollections
 from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
+from peft_conformance import consumers
 from peft_conformance.cases import Case, Check, Clause, Verdict
 from peft_conformance.expand import Expansion, expand, flat
 from peft_conformance.expectations import KnownFailures, overdue, review_lines
@@ -82,9 +83,9 @@ class Run:
             raise
         self._learn_level()
         # Expectations and prerequisites do not depend on what is selected, so everything is expanded too.
-        everything = chosen = self._expand("full", ())
+        everything = chosen = self._expand("full", None)
         if options.matrix != "full" or options.profiles:
-            chosen = self._expand(options.matrix, options.profiles)
+            chosen = self._expand(options.matrix, self._selected)
         self._named_devices: dict[str, set[str]] = {}
         self.cases = [case for case in chosen.cases if not self._not_run(case)]
         self.left_out = self._count(chosen)
@@ -114,10 +115,11 @@ class Run:
         return Results(header, left_out=self._count(chosen, brief), complete=False)
 
     def _check(self, options: Options) -> None:
-        known = sorted({clause.profile for clause in self.suite.clauses})
-        for profile in options.profiles:
-            if profile not in known:
-                raise Refusal(f"unknown --profile {profile!r}: choose from {', '.join(known)}")
+        self._consumers = consumers.Consumers(self.suite)
+        try:
+            self._selected = consumers.selected(self.suite, options.profiles)
+        except KeyError as error:
+            raise Refusal(f"--profile: {error.args[0]}") from None
         if options.api_level is not None and not _is_version(options.api_level):
             raise Refusal(f"--api-level {options.api_level!r} is no version; one is written like 0.21")
 
@@ -130,20 +132,21 @@ class Run:
         reasons += [
             (s.verdict, s.reason if s.verdict == "unsupported" else level, s.case) for s in chosen.skipped
         ]
-        counts = Counter[tuple[str, str, str]]()
+        counts = Counter[tuple[str, tuple[str, ...], str, str]]()
         for verdict, reason, case in reasons:
-            counts[case.clause.profile, verdict, reason] += len(case.checks)
-        keys = ("profile", "verdict", "reason", "checks")
-        return [dict(zip(keys, (*what, number), strict=True)) for what, number in sorted(counts.items())]
+            users = tuple(self._consumers.of(case.clause, case.axes))
+            counts[case.clause.profile, users, verdict, reason] += len(case.checks)
+        keys = ("profile", "consumers", "verdict", "reason", "checks")
+        return [plain(dict(zip(keys, (*what, n), strict=True))) for what, n in sorted(counts.items())]
 
-    def _expand(self, matrix: Any, profiles: tuple[str, ...]) -> Expansion:
+    def _expand(self, matrix: Any, where: Any) -> Expansion:
         return expand(
             self.suite,
             api_level=self.api_level,
             matrix=matrix,
             offers=self.implementation.offers,
             lacks=self.implementation.lacks,
-            profile=profiles or None,
+            where=where,
         )
 
     def close(self) -> None:
@@ -287,6 +290,7 @@ class Run:
                 "check": check.id,
                 "level": check.level,
                 "profile": case.clause.profile,
+                "consumers": self._consumers.of(case.clause, case.axes),
                 "axes": case.axes,
                 "verdict": verdict.verdict,
                 "expected": verdict.expected,

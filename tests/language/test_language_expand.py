@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from peft_conformance.cases import Case, Clause
+from peft_conformance.consumers import selected
 from peft_conformance.expand import Expansion, expand, fill, points, select
 from peft_conformance.language import Suite, find_specs_dir, load_suite
 
@@ -158,12 +159,10 @@ def test_methods_and_models_bring_their_capabilities(expanded: Callable[..., Exp
 
 
 def test_profiles_select(suite: Suite) -> None:
-    ids = {c.clause.id for c in expand(suite, api_level="0.20", profile="checkpoint").cases}
-    assert ids == {"words.all"}
-    both = {
-        c.clause.profile for c in expand(suite, api_level="0.20", profile=["checkpoint", "functional"]).cases
-    }
-    assert both == {"checkpoint", "functional"}
+    only = expand(suite, api_level="0.20", where=selected(suite, ["checkpoint"]))
+    assert {c.clause.id for c in only.cases} == {"words.all"}
+    both = expand(suite, api_level="0.20", where=selected(suite, ["checkpoint", "functional"]))
+    assert {c.clause.profile for c in both.cases} == {"checkpoint", "functional"}
 
 
 @pytest.mark.parametrize(

@@ -22,15 +22,19 @@ HEADER = {
 def row(check: str, verdict: str, **more: Any) -> dict[str, Any]:
     case, _, name = check.partition(":")
     clause = case.partition("[")[0]
-    empty = {"expected": None, "observed": None, "detail": "", "seconds": 0.1, "axes": {}}
+    empty = {"consumers": [], "expected": None, "observed": None, "detail": "", "seconds": 0.1, "axes": {}}
     known = {"id": check, "case": case, "clause": clause, "check": name, "level": "MUST", "profile": "model"}
     return {**empty, **known, "verdict": verdict, **more}
 
 
 @pytest.fixture
 def results() -> Results:
-    left_out = [{"profile": "checkpoint", "verdict": "not-run", "reason": "no cuda", "checks": 7}]
-    rows = [row("b.b:two", "fail", expected=[1], observed=float("nan")), row("a.a:one", "pass")]
+    not_run = {"profile": "checkpoint", "consumers": ["app"], "verdict": "not-run", "reason": "no cuda"}
+    left_out = [{**not_run, "checks": 7}]
+    rows = [
+        row("b.b:two", "fail", expected=[1], observed=float("nan")),
+        row("a.a:one", "pass", consumers=["app"]),
+    ]
     return Results(HEADER, rows, [{"name": "snapshot:gone", "complaint": "delete it"}], left_out)
 
 
@@ -84,9 +88,10 @@ def test_damaged_report_is_refused(results: Results, tmp_path: Path, damage: Any
 
 def test_table_shows_only_verdicts_that_were_given(results: Results) -> None:
     assert text_table(results.table()) == [
-        "profile     pass  fail  not-run",
-        "checkpoint     0     0        7",
-        "model          1     1        0",
+        "profile      pass  fail  not-run",
+        "checkpoint      0     0        7",
+        "model           1     1        0",
+        "used by app     1     0        7",
     ]
     assert results.reasons() == ["7 not-run: no cuda"]
 

@@ -84,6 +84,7 @@ def test_table_counts_verdicts_per_profile(whole: Outcome) -> None:
             "warn `good.warned:wrong`: expected *, observed *",
             "profile * pass  fail  warn  info  error  blocked  unsupported  not-applicable  not-run",
             f"model * {counts['pass']} * {counts['fail']} * 2 * 0",
+            "used by app * 7 * 0 * 2 * 0 * 2",
             "2 not-applicable: at other API levels than 1.0",
             "2 not-run: no cuda",
             "2 unsupported: later: the tiny implementation will never have it",
@@ -160,9 +161,11 @@ def test_node_ids_can_be_pasted_back(whole: Outcome) -> None:
         (["-k", "good.refuses and says-which"], ["good.refuses:says-which"]),
         (["-k", "must_pass and model"], [f"good.refuses:{c}" for c in ("says-which", "raises", "frame")]),
         (["--profile=model", "-k", "says or no-error"], ["bad.no-error", "good.refuses:says-which"]),
+        (["--profile=app", "-k", "good"], ["good.freezes[dtype=bfloat16]", "good.prints", "good.on-devices"]),
+        (["--profile=app", "--matrix=smoke", "-k", "frozen"], ["good.freezes[dtype=bfloat16]:frozen"]),
         (["--matrix=smoke", "-k", "frozen and good"], ["good.freezes[dtype=float32]:frozen"]),
     ],
-    ids=["check", "topic and profile", "profile", "matrix"],
+    ids=["check", "topic and profile", "profile", "consumer", "consumer and matrix", "matrix"],
 )
 def test_selection(tiny_here: pytest.Pytester, selection: list[str], selected: list[str]) -> None:
     result = tiny_here.runpytest_inprocess(*SUITE, *arguments("tiny"), "--collect-only", "-q", *selection)
@@ -264,7 +267,16 @@ REFUSALS = {
         [],
         "ERROR: *module 'broken' cannot be imported: RuntimeError: the broken *",
     ),
-    "profile": ("tiny", ["--profile=functionl"], "ERROR: unknown --profile 'functionl': choose from *"),
+    "profile": (
+        "tiny",
+        ["--profile=functionl"],
+        "ERROR: --profile: unknown profile 'functionl'; did you mean 'functional'?*",
+    ),
+    "consumer": (
+        "tiny",
+        ["--profile=ap"],
+        "ERROR: *'ap'; did you mean 'app'?; choose from functional, model, app",
+    ),
     "API level": ("tiny", ["--api-level=new"], "ERROR: --api-level 'new' is no version; *"),
     "snapshots": (
         "apart",
