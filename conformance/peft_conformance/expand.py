@@ -63,8 +63,8 @@ def expand(
     """All cases of a suite for an implementation that claims `api_level`, in the order of the files.
 
     `offers` names the capabilities that the implementation has (`method-lora` and the like included) or is
-    "all"; `lacks` maps those that it does not have to the reason. `where` (`consumers.selected`) selects points
-    and `clauses` ids; what they leave out is not returned at all.
+    "all"; `lacks` maps those that it does not have to the reason. `where` (`consumers.selected`) chooses
+    points and `clauses` ids; what they leave out is not returned at all.
     """
     level = Version(api_level)
     cases: list[Case] = []
