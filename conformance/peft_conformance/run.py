@@ -109,7 +109,7 @@ class Run:
             return None
         self.implementation = found
         self._learn_level()
-        chosen = self._expand(self.options.matrix, self.options.profiles)
+        chosen = self._expand(self.options.matrix, self._selected)
         brief = " ".join(reason.split())
         header = {**self.describe(), "status": "not-built", "reason": brief, "total": 0}
         return Results(header, left_out=self._count(chosen, brief), complete=False)
