@@ -16,6 +16,7 @@ from rich.table import Table
 from peft_conformance.cases import Case, Clause
 from peft_conformance.consumers import Consumers, selected
 from peft_conformance.expand import points
+from peft_conformance.implementations import ImplementationError
 from peft_conformance.language import FOLDERS, SpecError, SpecErrors, Suite, find_specs_dir, load_suite
 from peft_conformance.lint import lint as faults_of
 from peft_conformance.overview import overview
@@ -197,6 +198,42 @@ def run_suite(
     """Run the suite against an implementation; further arguments are pytest's (-n 2, -k …, --report DIR)."""
     suite = ["--pyargs", "peft_conformance.test_conformance", f"--impl={impl}"]
     raise typer.Exit(subprocess.call([sys.executable, "-m", "pytest", *suite, *context.args]))
+
+
+@app.command("judge")
+def judge_recordings(
+    recordings: Annotated[
+        list[Path], typer.Argument(help="observations.jsonl.gz of one implementation, or report folders.")
+    ],
+    specs: Annotated[
+        Path | None, typer.Option(help="Judge by the specs in this folder, not our own.")
+    ] = None,
+    impl_file: Annotated[
+        Path | None, typer.Option(help="Take claims and known failures from this description (.yaml).")
+    ] = None,
+    api_level: Annotated[
+        str | None, typer.Option(help="Judge by this API level, not the recorded one.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write results.jsonl and summary.md there.")] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Judge what there is of a recording cut off.")
+    ] = False,
+) -> None:
+    """Judge what was recorded with --record; no implementation is imported, nothing is performed."""
+    from peft_conformance.rejudge import judge_again, open_recordings, status
+    from peft_conformance.run import Refusal
+
+    try:
+        run, notes = open_recordings(
+            recordings, specs=specs, description=impl_file, api_level=api_level, partial=partial
+        )
+    except (ValueError, OSError, ImplementationError, Refusal) as error:
+        raise typer.BadParameter(str(error)) from None
+    results = judge_again(run, notes, console)
+    if report is not None:
+        results.write(report)
+        console.print(f"report: {report / 'results.jsonl'}", markup=False)
+    raise typer.Exit(status(results))
 
 
 def _suite() -> Suite:

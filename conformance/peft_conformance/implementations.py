@@ -117,6 +117,10 @@ class Implementation:
         except (TimeLimit, TimeoutError):
             return self._crash(program, "timeout", f"no answer after {self.time_limit:g} seconds")
 
+    def unavailable(self, program: dict[str, Any]) -> str | None:
+        """Why a program cannot be performed; an implementation that is there can be asked to perform any."""
+        return None
+
     def close(self) -> None:
         """End its process, if it has one."""
         if self._worker:

@@ -10,7 +10,6 @@ import os
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +49,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--report", metavar="DIR", type=Path, help="write results.jsonl, summary.md and badges there"
+    )
+    group.addoption(
+        "--record",
+        action="store_true",
+        help="keep what is observed, as observations.jsonl.gz in --report DIR",
     )
     group.addoption(
         "--resume", action="store_true", help="go on with an interrupted run that has the same --report"
@@ -93,12 +97,14 @@ def open_run(config: pytest.Config) -> Run:
     """The run that the options describe, opened once; raises UsageError for an option that makes no sense."""
     if RUN in config.stash:
         return config.stash[RUN]
-    from peft_conformance.report import Results, resumable
+    from peft_conformance.report import resumable
     from peft_conformance.run import Options, Refusal, Run
 
     option = config.option
     if option.resume and option.report is None:
         raise pytest.UsageError("--resume needs --report DIR: the folder that the interrupted run wrote to")
+    if option.record and option.report is None:
+        raise pytest.UsageError("--record needs --report DIR: what is observed is kept beside the report")
     try:
         run = Run(
             Options(
@@ -122,11 +128,13 @@ def open_run(config: pytest.Config) -> Run:
     if not hasattr(config, "workerinput"):
         # A worker that the implementation has killed leaves no snapshot report: not worth an error as well.
         config.addinivalue_line("filterwarnings", "ignore:syrupy. received:UserWarning")
-        results = Results(run.describe(), left_out=run.left_out, overdue=run.overdue(date.today()))
+        results = run.results()
         if option.resume:
             results.rows = resumable(option.report, results.header)
             config.stash[DONE] = {row["id"] for row in results.rows}
         config.pluginmanager.register(Session(results, option))
+    if option.record and not option.collectonly:
+        config.pluginmanager.register(Recorder(run, config))
     return run
 
 
@@ -275,6 +283,25 @@ def matches_snapshot(item: CheckItem, text: str) -> bool:
 # Around the run
 
 
+class Recorder:
+    """Keeps what a process observes in a part of its own; the controller makes one file of the parts."""
+
+    def __init__(self, run: Run, config: pytest.Config) -> None:
+        from peft_conformance.observations import make_ready, part
+
+        self.run, folder = run, config.option.report
+        worker: dict[str, Any] | None = getattr(config, "workerinput", None)
+        if worker is None:
+            make_ready(folder, resumed=bool(config.stash[DONE]))
+        run.record(part(folder, worker["workerid"] if worker else "main"))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        """The part is whole. Workers come here before the controller hears that they are done."""
+        assert self.run.recorder
+        self.run.recorder.close()
+
+
 class Session:
     """Hooks of a run of the suite, registered when one is opened: other pytest runs never see them."""
 
@@ -283,6 +310,7 @@ class Session:
 
         self.results, self.options = results, options
         self.stream = Stream(results, options.report) if options.report and not options.collectonly else None
+        self.recording: Path | None = None
         self.taken_over = len(results.rows)
         self.start = time.monotonic()
 
@@ -366,6 +394,10 @@ class Session:
         results.complete = len(results.rows) == results.header["total"]
         if self.stream:
             self.stream.close()
+        if self.options.record:
+            from peft_conformance.observations import join
+
+            self.recording = join(self.options.report)
         if session.exitstatus == code.NO_TESTS_COLLECTED and self.taken_over:
             session.exitstatus = code.OK
         if session.exitstatus == code.OK and results.red:  # in what was taken over
@@ -378,29 +410,21 @@ class Session:
         """Every warning; counts per profile; what is overdue; and aloud, that nothing was judged."""
         if self.options.collectonly:
             return
-        from peft_conformance.plain import few
-        from peft_conformance.report import digest, text_table
+        from peft_conformance.report import closing
 
         restore_ids(report for reports in terminalreporter.stats.values() for report in reports)
         say = terminalreporter.write_line
         terminalreporter.section(f"conformance of {self.results.header['implementation']['name']}")
-        for line in digest(self.results.having("warn")):
-            say(line, yellow=True)
-        if self.results.counts():
-            for line in (*text_table(self.results.table()), *few(self.results.reasons(), limit=8)):
-                say(line)
-        if self.results.overdue:
-            say(f"{len(self.results.overdue)} known failures were to be reviewed by now:", yellow=True)
-            for line in few(self.results.overdue):
-                say(f"  {line}", yellow=True)
-        if not self.results.judged:
-            say("NOTHING WAS JUDGED: no check was selected, or every one of them was left out.", red=True)
+        for line, colour in closing(self.results):
+            say(line, **({colour: True} if colour else {}))
         if self.taken_over:
             say(f"{self.taken_over} of these verdicts are taken over from the run that was interrupted")
         if not self.results.complete:
             say(*self.results.caveats(), yellow=True)
         if self.options.report is not None:
             say(f"report: {self.options.report / 'results.jsonl'}")
+        if self.recording is not None:
+            say(f"recording: {self.recording}")
 
 
 def is_check(nodeid: str) -> bool:

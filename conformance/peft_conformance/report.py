@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from peft_conformance.plain import few
+
 VERDICTS = (
     "pass",
     "fail",
@@ -274,6 +276,18 @@ def _read_line(place: str, line: str) -> dict[str, Any]:
         return dict(json.loads(line))
     except (ValueError, TypeError):
         raise ValueError(f"{place}: no JSON object: the file is cut off or damaged") from None
+
+
+def closing(results: Results) -> Iterator[tuple[str, str | None]]:
+    """What the terminal shows at the end, each line with its colour: warnings, counts, what is overdue."""
+    yield from ((line, "yellow") for line in digest(results.having("warn")))
+    if results.counts():
+        yield from ((line, None) for line in (*text_table(results.table()), *few(results.reasons(), limit=8)))
+    if results.overdue:
+        yield f"{len(results.overdue)} known failures were to be reviewed by now:", "yellow"
+        yield from ((f"  {line}", "yellow") for line in few(results.overdue))
+    if not results.judged:
+        yield "NOTHING WAS JUDGED: no check was selected, or every one of them was left out.", "red"
 
 
 def one_line(header: dict[str, Any]) -> str:

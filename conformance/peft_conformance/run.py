@@ -34,10 +34,13 @@ from peft_conformance.implementations import (
 )
 from peft_conformance.judge import judge
 from peft_conformance.language import SpecErrors, Suite, find_specs_dir, load_suite
+from peft_conformance.observations import Writer
+from peft_conformance.recorded import Recorded, claims
 from peft_conformance.report import Results, as_text, plain
 from peft_conformance.script import reproduce
 
 RED = frozenset({"fail", "error", "changed", "blocked"})  # what blocks the clauses that need this one
+TRAINER = "accelerate"  # the package that a `train` step needs
 
 
 class Refusal(Exception):
@@ -67,20 +70,25 @@ class Run:
     Raises Refusal when an option makes no sense, a spec file is wrong or an implementation is not to be had.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, recorded: Recorded | None = None) -> None:
         self.options = options
         try:
             self.suite = load_suite(options.specs or find_specs_dir())
         except SpecErrors as errors:
             raise Refusal(f"the specs cannot be used\n{errors}") from None
         self._check(options)
-        self.device = _device(options.device)
         self.snapshots = (options.specs or Path(__file__).parent) / "__snapshots__"
-        try:
-            self.implementation = _implementation(options)
-        except Refusal as refusal:
-            refusal.results = self._not_built(str(refusal))
-            raise
+        if recorded is not None:
+            self.implementation: Implementation = recorded
+            self.machine, self.packages = recorded.machine, recorded.packages
+        else:
+            self.machine, self.packages = _machine(options.device), _packages(self.suite)
+            try:
+                self.implementation = _implementation(options)
+            except Refusal as refusal:
+                refusal.results = self._not_built(str(refusal))
+                raise
+        self.device: str = self.machine["device"]
         self._learn_level()
         # Expectations and prerequisites do not depend on what is selected, so everything is expanded too.
         everything = chosen = self._expand("full", None)
@@ -93,6 +101,7 @@ class Run:
         self._by_clause: dict[str, list[Case]] = {}
         for case in everything.cases:
             self._by_clause.setdefault(case.clause.id, []).append(case)
+        self.recorder: Writer | None = None  # gets every observation that is made
         self._verdicts: dict[str, dict[str, Verdict]] = {}
         self._seconds: dict[str, float] = {}
 
@@ -155,26 +164,29 @@ class Run:
 
     def describe(self) -> dict[str, Any]:
         """What is measured, with what, and what was asked for: the header of every report."""
-        implementation = self.implementation
+        i = self.implementation
+        digest = i.digest if isinstance(i, Recorded) else implementation_digest(i, self.known)
         return {
             "implementation": {
-                "name": implementation.name,
-                "version": implementation.version,
-                "module": implementation.module,
+                "name": i.name,
+                "version": i.version,
+                "module": i.module,
                 "api_level": self.api_level,
-                "isolated": implementation.isolated,
-                "digest": implementation_digest(implementation, self.known),
+                "isolated": i.isolated,
+                "digest": digest,
             },
-            "torch": _version("torch"),
-            "transformers": _version("transformers"),
-            "python": platform.python_version(),
-            "device": self.device,
+            **self.machine,
             "matrix": self.options.matrix,
             "profiles": sorted(self.options.profiles),
             "selection": self.options.selection,
             "suite": suite_fingerprint(self.suite.specs, self.snapshots),
             "status": "built",
         }
+
+    def record(self, path: Path) -> None:
+        """Keep every observation from now on in a part of a recording."""
+        about = {"claims": claims(self.implementation), "packages": self.packages}
+        self.recorder = Writer(path, {**self.describe(), **about})
 
     # Verdicts
 
@@ -196,6 +208,8 @@ class Run:
             if (other := self._prerequisite(clause, case)) and (red := self._first_red(other)):
                 return _all(case, "blocked", f"needs {clause}, and {other.id}:{red.check} is {red.verdict}")
         observation = self.implementation.execute(case.program)
+        if self.recorder:
+            self.recorder.add(case, observation)
         verdicts = judge(case, observation, self.suite, snapshots=self._stored(case))
         return [self.known.apply(verdict) for verdict in verdicts]
 
@@ -210,11 +224,11 @@ class Run:
                 if f"method-{method.lower()}" in case.requires:
                     needed.update(card.get("packages", ()))
         if any("train" in step for step in flat([*case.program["given"], *case.program["when"]])):
-            needed.add("accelerate")  # by the Trainer
+            needed.add(TRAINER)
         for package in sorted(needed):
-            if importlib.util.find_spec(package) is None:
+            if not self.packages.get(package, True):
                 return f"no {package}"
-        return None
+        return self.implementation.unavailable(case.program)
 
     def _devices(self, clause: Clause) -> set[str]:
         """The devices that a clause names itself; those of its axes are each case's own."""
@@ -279,6 +293,23 @@ class Run:
                 )
 
     # For the reader
+
+    def results(self) -> Results:
+        """What is known before the first case is judged; to be filled with rows and loose ends."""
+        return Results(self.describe(), left_out=self.left_out, overdue=self.overdue(date.today()))
+
+    def judge_all(self) -> Results:
+        """Every case judged at once, without pytest."""
+        results = self.results()
+        results.loose_ends += [{"name": name, "complaint": text} for name, text in self.loose_ends()]
+        for case, check in self.checks():
+            results.rows.append(self.row(case, check, self.verdict(case, check)))
+        results.header["total"] = len(results.rows)
+        return results
+
+    def checks(self) -> Iterator[tuple[Case, Check]]:
+        """The checks of the cases that were chosen, in their order."""
+        yield from ((case, check) for case in self.cases for check in case.checks)
 
     def row(self, case: Case, check: Check, verdict: Verdict) -> dict[str, Any]:
         """One line of the report: a check with its verdict, as plain data."""
@@ -412,6 +443,19 @@ def _implementation(options: Options) -> Implementation:
             "`baseline: true`; what it does is compared with the snapshots, never stored as one"
         )
     return implementation
+
+
+def _machine(device: str) -> dict[str, Any]:
+    """What an implementation is measured with here."""
+    versions = {package: _version(package) for package in ("torch", "transformers")}
+    return {**versions, "python": platform.python_version(), "device": _device(device)}
+
+
+def _packages(suite: Suite) -> dict[str, bool]:
+    """Which of the packages that cases may need are here."""
+    needed = {package for model in suite.models.values() for package in model.get("requires", ())}
+    needed.update(*(card.get("packages", ()) for card in suite.cards.values()))
+    return {package: importlib.util.find_spec(package) is not None for package in sorted({TRAINER, *needed})}
 
 
 def _device(wanted: str) -> str:
