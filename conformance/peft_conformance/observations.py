@@ -19,7 +19,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from peft_conformance import plain as words
+from peft_conformance.plain import few
 
 if TYPE_CHECKING:
     from peft_conformance.cases import Case
@@ -291,7 +291,7 @@ def read(paths: Iterable[Path], *, partial: bool = False) -> Recording:
     if differing:
         recording.notes.append(
             f"{len(differing)} cases were performed more than once and left different observations; "
-            f"the last one counts: {', '.join(words.few(differing))}"
+            f"the last one counts: {', '.join(few(differing))}"
         )
     _merge(recording, headers)
     return recording

@@ -95,15 +95,15 @@ class Run:
         if options.matrix != "full" or options.profiles:
             chosen = self._expand(options.matrix, self._selected)
         self._named_devices: dict[str, set[str]] = {}
-        self.cases = [case for case in chosen.cases if not self._not_run(case)]
-        self.left_out = self._count(chosen)
+        self.recorder: Writer | None = None  # gets every observation that is made
+        self._verdicts: dict[str, dict[str, Verdict]] = {}
+        self._seconds: dict[str, float] = {}
         self._everything = everything
         self._by_clause: dict[str, list[Case]] = {}
         for case in everything.cases:
             self._by_clause.setdefault(case.clause.id, []).append(case)
-        self.recorder: Writer | None = None  # gets every observation that is made
-        self._verdicts: dict[str, dict[str, Verdict]] = {}
-        self._seconds: dict[str, float] = {}
+        self.cases = [case for case in chosen.cases if not self._not_run(case)]
+        self.left_out = self._count(chosen)
 
     def _learn_level(self) -> None:
         self.api_level = self.options.api_level or self.implementation.api_level
@@ -202,11 +202,12 @@ class Run:
         return self._verdicts[case.id]
 
     def _decide(self, case: Case) -> list[Verdict]:
-        if reason := self._not_run(case):
+        if reason := self._absent(case):
             return _all(case, "not-run", reason)
-        for clause in case.clause.needs:
-            if (other := self._prerequisite(clause, case)) and (red := self._first_red(other)):
-                return _all(case, "blocked", f"needs {clause}, and {other.id}:{red.check} is {red.verdict}")
+        if reason := self._blocked(case):
+            return _all(case, "blocked", reason)
+        if reason := self.implementation.unavailable(case.program):
+            return _all(case, "not-run", reason)
         observation = self.implementation.execute(case.program)
         if self.recorder:
             self.recorder.add(case, observation)
@@ -214,6 +215,21 @@ class Run:
         return [self.known.apply(verdict) for verdict in verdicts]
 
     def _not_run(self, case: Case) -> str | None:
+        """Why a case gets no item; one that is blocked gets one, whether it could be performed or not."""
+        if reason := self._absent(case):
+            return reason
+        reason = self.implementation.unavailable(case.program)
+        return None if reason and self._blocked(case) else reason
+
+    def _blocked(self, case: Case) -> str | None:
+        """Which check of a clause that this one needs is red."""
+        for clause in case.clause.needs:
+            if (other := self._prerequisite(clause, case)) and (red := self._first_red(other)):
+                return f"needs {clause}, and {other.id}:{red.check} is {red.verdict}"
+        return None
+
+    def _absent(self, case: Case) -> str | None:
+        """The device or package that a case needs and that is not there."""
         if self.device != "cuda" and "cuda" in {*self._devices(case.clause), *map(str, case.axes.values())}:
             return "no cuda"
         needed = {
@@ -228,7 +244,7 @@ class Run:
         for package in sorted(needed):
             if not self.packages.get(package, True):
                 return f"no {package}"
-        return self.implementation.unavailable(case.program)
+        return None
 
     def _devices(self, clause: Clause) -> set[str]:
         """The devices that a clause names itself; those of its axes are each case's own."""
