@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from peft_conformance.language import FOLDERS, SpecError, SpecErrors, Suite, fin
 from peft_conformance.lint import lint as faults_of
 from peft_conformance.overview import overview
 from peft_conformance.reading import closest
+from peft_conformance.report import text_table
 from peft_conformance.run import sources, yaml_lines
 from peft_conformance.trace import Demand, demands, gaps
 
@@ -234,6 +236,53 @@ def judge_recordings(
         results.write(report)
         console.print(f"report: {report / 'results.jsonl'}", markup=False)
     raise typer.Exit(status(results))
+
+
+@app.command("matrix", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def run_matrix(
+    context: typer.Context,
+    implementations: Annotated[
+        list[str] | None, typer.Argument(help="What --impl takes, any number of them.", metavar="[IMPL]...")
+    ] = None,
+    all_releases: Annotated[
+        bool, typer.Option("--all-releases", help="The reference and every release that is covered.")
+    ] = False,
+    output: Annotated[
+        Path, typer.Option(help="The folder for the reports; go on with what is there.")
+    ] = Path("conformance-matrix"),
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes at once; default: the cores.")] = None,
+    matrix: Annotated[str, typer.Option(help="smoke, pairwise or full.")] = "full",
+    profile: Annotated[list[str] | None, typer.Option(help="Only this profile (repeatable).")] = None,
+) -> None:
+    """Run the suite against several implementations in parallel; call it again to go on.
+
+    After the implementations come options of pytest: -k inject, --device=cuda. Exit status: 0 nothing is
+    red, 1 something is, 3 interrupted or incomplete, 4 nothing is red but something could not be run.
+    """
+    from peft_conformance.matrix import Matrix, plan
+    from peft_conformance.matrix import all_releases as covered
+
+    words = [*(implementations or ()), *context.args]
+    first = next((number for number, word in enumerate(words) if word.startswith("-")), len(words))
+    names, options = words[:first], words[first:]
+    try:
+        runs = plan([*names, *(covered() if all_releases else ())], output)
+    except ImplementationError as error:
+        raise typer.BadParameter(str(error)) from None
+    if not runs:
+        raise typer.BadParameter("name implementations, or ask for --all-releases")
+    arguments = [f"--matrix={matrix}", *(f"--profile={name}" for name in profile or ()), *options]
+    whole = Matrix(runs, arguments, jobs or os.cpu_count() or 1, console)
+    whole.run()
+    whole.write(output)
+    for line in text_table(whole.table()):
+        console.print(line, markup=False)
+    for run in runs:
+        console.print(f"{run.name}: {run.outcome}", markup=False)
+    console.print(f"\n{output / 'matrix.md'}, {output / 'matrix.json'}", markup=False)
+    if whole.interrupted:
+        console.print("interrupted; the same command goes on from here", style="yellow")
+    raise typer.Exit(whole.status())
 
 
 def _suite() -> Suite:

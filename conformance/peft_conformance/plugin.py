@@ -97,7 +97,7 @@ def open_run(config: pytest.Config) -> Run:
     """The run that the options describe, opened once; raises UsageError for an option that makes no sense."""
     if RUN in config.stash:
         return config.stash[RUN]
-    from peft_conformance.report import resumable
+    from peft_conformance.report import Stream, resumable
     from peft_conformance.run import Options, Refusal, Run
 
     option = config.option
@@ -121,7 +121,7 @@ def open_run(config: pytest.Config) -> Run:
         )
     except Refusal as refusal:
         if refusal.results and option.report and not hasattr(config, "workerinput"):
-            refusal.results.write(option.report)
+            Stream(refusal.results, option.report).close()
         raise pytest.UsageError(str(refusal)) from None
     config.stash[RUN] = run
     config.stash[DONE] = set(getattr(config, "workerinput", {}).get(TAKEN_OVER, ()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -239,6 +239,7 @@ class Stream:
         self.folder.mkdir(parents=True, exist_ok=True)
         *lines, _footer = self.results.lines()
         write_whole(self.folder / PART, "".join(map(_line, lines)))
+        (self.folder / FILE).unlink(missing_ok=True)  # so that nobody takes an earlier run for this one
         self._part = (self.folder / PART).open("a", encoding="utf-8")
 
     def add(self, kind: str, line: dict[str, Any]) -> None:
@@ -331,17 +332,36 @@ def bullets(title: str, entries: Iterable[str]) -> str:
 def markdown_table(table: list[list[str]]) -> str:
     """The same table in markdown, numbers to the right."""
     heading, *rows = table
-    rule = ["---", *("---:" for _ in heading[1:])]
+    rule = ["---:" if number else "---" for number in _numbers(table)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (heading, rule, *rows))
+
+
+def comparison(named: Iterable[tuple[str, Mapping[str, Mapping[str, int]]]]) -> list[list[str]]:
+    """Heading and a row for each implementation and profile: how often each verdict was given."""
+    rows = [
+        ("" if number else name, profile, count)
+        for name, counts in named
+        for number, (profile, count) in enumerate((counts or {"-": {}}).items())
+    ]
+    given = {verdict for *_, count in rows for verdict, number in count.items() if number}
+    shown = [verdict for verdict in VERDICTS if verdict in ("pass", "fail") or verdict in given]
+    table = [["implementation", "profile", *(HEADINGS.get(verdict, verdict) for verdict in shown)]]
+    return table + [[name, profile, *(str(c.get(v, 0)) for v in shown)] for name, profile, c in rows]
 
 
 def text_table(table: list[list[str]]) -> list[str]:
     """The table in columns: names to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in table
+    columns = [
+        [cell.rjust(width) if number else cell.ljust(width) for cell in column]
+        for column, number in zip(zip(*table, strict=True), _numbers(table), strict=True)
+        for width in [max(map(len, column))]
     ]
+    return ["  ".join(cells) for cells in zip(*columns, strict=True)]
+
+
+def _numbers(table: list[list[str]]) -> list[bool]:
+    """Which columns hold numbers."""
+    return [all(row[column].isdigit() for row in table[1:]) for column in range(len(table[0]))]
 
 
 def as_text(value: Any) -> str:

@@ -86,7 +86,7 @@ class Run:
             try:
                 self.implementation = _implementation(options)
             except Refusal as refusal:
-                refusal.results = self._not_built(str(refusal))
+                refusal.results = self._not_built(str(refusal).partition(f"{options.implementation}: ")[2])
                 raise
         self.device: str = self.machine["device"]
         self._learn_level()
