@@ -5,6 +5,7 @@ The records here are plain and frozen; they are the contract between loader, dri
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,14 @@ class Case:
     @property
     def id(self) -> str:
         """`clause[axis=value,...]`, the axes in alphabetical order."""
-        if not self.axes:
-            return self.clause.id
-        return f"{self.clause.id}[{','.join(f'{k}={plain_text(v)}' for k, v in sorted(self.axes.items()))}]"
+        return case_id(self.clause.id, self.axes)
+
+
+def case_id(clause: str, axes: Mapping[str, Any]) -> str:
+    """The id of a clause's case at a point of its matrix."""
+    if not axes:
+        return clause
+    return f"{clause}[{','.join(f'{k}={plain_text(v)}' for k, v in sorted(axes.items()))}]"
 
 
 def plain_text(value: Any) -> str:

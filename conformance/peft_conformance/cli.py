@@ -22,7 +22,7 @@ from peft_conformance.language import FOLDERS, SpecError, SpecErrors, Suite, fin
 from peft_conformance.lint import lint as faults_of
 from peft_conformance.overview import overview
 from peft_conformance.reading import closest
-from peft_conformance.report import text_table
+from peft_conformance.report import markdown_table, text_table
 from peft_conformance.run import sources, yaml_lines
 from peft_conformance.trace import Demand, demands, gaps
 
@@ -283,6 +283,53 @@ def run_matrix(
     if whole.interrupted:
         console.print("interrupted; the same command goes on from here", style="yellow")
     raise typer.Exit(whole.status())
+
+
+results_app = typer.Typer(no_args_is_help=True, help="The results of releases that are committed.")
+app.add_typer(results_app, name="results")
+Reports = Annotated[list[Path], typer.Argument(help="results.jsonl files, report folders, or a matrix's.")]
+
+
+@results_app.command("update")
+def update_results(reports: Reports) -> None:
+    """Write committed results from reports of the whole suite."""
+    from peft_conformance import committed
+
+    suite = _suite()
+    try:
+        documents = [committed.compact(results, suite) for results in committed.reports(reports)]
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    for document in documents:
+        console.print(str(_near(committed.write(document))), markup=False)
+
+
+@results_app.command("check")
+def check_results(
+    reports: Annotated[
+        list[Path] | None, typer.Argument(help="Reports to compare with; without any, no run is needed.")
+    ] = None,
+) -> None:
+    """Whether the committed results are up to date; exit status 1, and where not, if they are not."""
+    from peft_conformance import committed
+
+    try:
+        found = committed.check(reports or [], None if reports else _suite())
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    for line in found:
+        console.print(line, markup=False)
+    if found:
+        raise typer.Exit(1)
+    console.print("the committed results are up to date")
+
+
+@results_app.command("table")
+def print_results() -> None:
+    """Print the table of committed results in Markdown, as README has it."""
+    from peft_conformance import committed
+
+    console.file.write(markdown_table(committed.table()))
 
 
 def _suite() -> Suite:

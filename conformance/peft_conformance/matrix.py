@@ -124,12 +124,20 @@ def plan(names: Sequence[str], output: Path) -> list[Run]:
     for name in names:
         if claimed(name) is None:
             find(name)  # says what is wrong with it
-        runs.setdefault(name, Run(name, output / (re.sub(r"[^\w.=+-]+", "_", name).strip("_.") or "here")))
+        runs.setdefault(name, Run(name, output / _folder_name(name)))
     taken = Counter(run.folder for run in runs.values())
     if twice := [run.name for run in runs.values() if taken[run.folder] > 1]:
         raise ImplementationError(f"{' and '.join(twice)} would write into the same folder")
     # What has no version is measured by the newest level, and the newest level has the most checks.
     return sorted(runs.values(), key=lambda run: _level(run.name), reverse=True)
+
+
+def _folder_name(name: str) -> str:
+    """A file's or a folder's own name, else the name as --impl takes it."""
+    path = Path(name)
+    if path.exists():
+        name = path.stem if path.is_file() else path.resolve().name
+    return re.sub(r"[^\w.=+-]+", "_", name)
 
 
 def _level(name: str) -> tuple[int, ...]:
@@ -247,11 +255,18 @@ class Matrix:
             (run.label, run.results.counts() if run.results else {}) for run in self.runs
         )
 
+    def table_for_consumers(self) -> list[list[str]]:
+        """Implementation by consumer by verdict; a heading alone where no consumer relies on what was run."""
+        counted = [(run.label, run.results.counts_for_consumers()) for run in self.runs if run.results]
+        return report.comparison([(label, counts) for label, counts in counted if counts])
+
     def write(self, folder: Path) -> None:
         """`matrix.md` and `matrix.json`."""
         folder.mkdir(parents=True, exist_ok=True)
         listed = [f"`{run.name}`: {run.outcome}" for run in self.runs]
         parts = ["# Implementations by profile and verdict\n", report.markdown_table(self.table())]
+        if len(consumers := self.table_for_consumers()) > 1:
+            parts += ["## For those who rely on it\n", report.markdown_table(consumers)]
         parts.append(report.bullets("Runs", listed))
         for run in self.runs:
             if run.results:
@@ -274,6 +289,7 @@ class Matrix:
             "complete": run.results.complete,
             "red": run.results.red,
             "counts": run.results.counts(),
+            "consumers": run.results.counts_for_consumers(),
         }
 
 

@@ -154,7 +154,7 @@ class Results:
         """For each profile the counts as shields.io takes them: its endpoint format, and no percentage."""
         implementation = self.header["implementation"]
         badges = {}
-        for profile, count in self.counts().items():
+        for profile, count in {**self.counts(), **self.counts_for_consumers()}.items():
             shown = [v for v in VERDICTS if count[v] and v not in ("not-applicable", "unsupported")]
             words = [f"{count[verdict]} {HEADINGS.get(verdict, verdict)}" for verdict in shown]
             badges[profile] = {
@@ -361,7 +361,8 @@ def text_table(table: list[list[str]]) -> list[str]:
 
 def _numbers(table: list[list[str]]) -> list[bool]:
     """Which columns hold numbers."""
-    return [all(row[column].isdigit() for row in table[1:]) for column in range(len(table[0]))]
+    _, *rows = table
+    return [bool(rows) and all(row[column].isdigit() for row in rows) for column in range(len(table[0]))]
 
 
 def as_text(value: Any) -> str:
