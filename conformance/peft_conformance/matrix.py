@@ -112,10 +112,9 @@ class Run:
 
 def all_releases() -> list[str]:
     """The reference, and the releases that descriptions list as covered."""
-    names = [name for name, file in described().items() if describe(file).baseline]
-    for name, file in described().items():
-        names += [f"{name}=={version}" for version in describe(file).covered]
-    return names
+    found = {name: describe(file) for name, file in described().items()}
+    releases = [f"{name}=={version}" for name, known in found.items() for version in known.covered]
+    return [name for name, known in found.items() if known.baseline] + releases
 
 
 def plan(names: Sequence[str], output: Path) -> list[Run]:

@@ -106,7 +106,7 @@ def test_interrupted_run_is_usable_and_gone_on_with(tmp_path: Path) -> None:
     assert again.returncode == RED, text
     results = report.read(tmp_path / "out" / "slow" / report.FILE)
     assert (results.complete, len(results.rows)) == (True, 8)
-    assert results.rows[0] == interrupted.rows[0]
+    assert all(row in results.rows for row in interrupted.rows)
     assert (tmp_path / "calls.log").read_text().split().count(
         "a"
     ) == 2  # once at each point, before the signal
