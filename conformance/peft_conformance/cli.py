@@ -332,6 +332,24 @@ def print_results() -> None:
     console.file.write(markdown_table(committed.table()))
 
 
+@app.command("init-impl")
+def init_implementation(
+    name: Annotated[str, typer.Argument(help="What reports are to call it.")],
+    module: Annotated[
+        str | None, typer.Option(help="The module to import; without it, the name with _ for -.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="The file to write; without it, NAME.yaml.")] = None,
+) -> None:
+    """Write a commented description of an implementation, to start from; never over an existing file."""
+    from peft_conformance.descriptions import write_start
+
+    try:
+        file = write_start(name, module, output)
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from None
+    console.print(f"{_near(file)} is written; run: peft-conformance run --impl {_near(file)}", markup=False)
+
+
 def _suite() -> Suite:
     try:
         return load_suite(find_specs_dir())

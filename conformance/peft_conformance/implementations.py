@@ -7,17 +7,12 @@ observation.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import os
-import platform
 import re
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,19 +21,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from packaging.specifiers import SpecifierSet
-from packaging.version import InvalidVersion, Version
-
+from peft_conformance import descriptions
+from peft_conformance.channel import Died, NotStarted, Worker
+from peft_conformance.descriptions import described, is_version
 from peft_conformance.driver import Observation, Subject, run_case
-from peft_conformance.language import SpecErrors, closest, read_yaml, schema_errors
-from peft_conformance.worker import Died, NotStarted, Worker, import_failure
+from peft_conformance.environments import ImplementationError, fetch, unmet
+from peft_conformance.language import closest
+from peft_conformance.ranges import contains
+from peft_conformance.worker import import_failure, raised, versions
 
 API_LEVEL = "0.21.2"  # of an implementation that claims none: the level that the specs describe
 TIME_LIMIT = 60.0  # seconds for one case
-
-
-class ImplementationError(Exception):
-    """An implementation that cannot be reached; the message is for the person who typed its name."""
+MEMORY_LIMIT = 4096  # MiB of data for a process of its own: ten times what torch and transformers take
 
 
 class TimeLimit(BaseException):
@@ -59,12 +53,18 @@ class Implementation:
     isolated: bool = True  # in a process of its own
     baseline: bool = False
     time_limit: float = TIME_LIMIT
+    memory_limit: int = MEMORY_LIMIT
     expectations: tuple[dict[str, Any], ...] = ()
     package: str | None = None  # the distribution that holds the module
     paths: tuple[str, ...] = ()  # folders that its process looks into first
+    home: str | None = None  # the one of them that the module has to come from
+    release: bool = False  # `version` of its package is to be fetched
     transformers: dict[str, str] = field(default_factory=dict)  # its versions -> the release they need
     covered: tuple[str, ...] = ()  # the releases that are measured
     file: Path | None = None  # its description
+    versions: dict[str, str | None] = field(
+        default_factory=dict
+    )  # python, torch, transformers, where it runs
     _subject: Subject | None = None
     _worker: Worker | None = None
 
@@ -81,25 +81,55 @@ class Implementation:
     def start(self) -> Implementation:
         """Import it, here or in its own process, and learn its version. Raises `ImplementationError`."""
         if self.isolated:
-            self._worker = Worker(self.module, list(self.paths))
+            self._worker = Worker(self.module, list(self.paths), self.memory_limit)
             try:
-                version = self._worker.start()["version"]
+                hello = self._worker.start()
             except NotStarted as error:
                 self._worker.close()
-                raise ImplementationError(f"{self.name}: {error}") from None
+                raise self._not_started(str(error), error.versions) from None
+            version, file, self.versions = hello["version"], hello["file"], self._worker.versions
         else:
+            sys.path[:0] = [path for path in self.paths if path not in sys.path]
             try:
                 root = importlib.import_module(self.module)
             except (Exception, SystemExit) as error:
-                raise ImplementationError(f"{self.name}: {import_failure(self.module, error)}") from None
-            version = getattr(root, "__version__", None)
+                raise self._not_started(import_failure(self.module, error), versions()) from None
+            version, file = getattr(root, "__version__", None), getattr(root, "__file__", None)
+            self.versions = versions()
+        if self.home and not (file and Path(file).resolve().is_relative_to(Path(self.home).resolve())):
+            self.close()
+            message = f"{self.name}: module {self.module!r} is not in {self.home}, but found in {file}"
+            raise ImplementationError(message, "broken-wheel" if self.isolated else "import")
         if self.version == "unknown":
             self.version = version or _installed(self.package or self.module) or "unknown"
         if self.api_level == "package":
-            self.api_level = self.version if _is_version(self.version) else API_LEVEL
+            self.api_level = self.version if is_version(self.version) else API_LEVEL
         if not self.isolated:
             self._subject = Subject(root, self.identity, self.names)
         return self
+
+    def _not_started(self, said: str, have: dict[str, str | None]) -> ImplementationError:
+        """What an import that fails amounts to, with what the implementation needs where that is known."""
+        name = self.name if self.version == "unknown" else f"{self.name} {self.version}"
+        installed = have.get("transformers") or "none"
+        if (needed := self.needed_transformers(self.version)) not in (None, installed):
+            message = f"{name}: it needs transformers {needed}, and {installed} is there: {said}"
+            return ImplementationError(message, "requires")
+        if lacking := unmet(self.package or self.module, self.paths):
+            return ImplementationError(f"{name}: it needs {'; and '.join(lacking)}: {said}", "requires")
+        if re.search(r"(from|No module named) '(transformers|huggingface_hub|tokenizers)\b", said):
+            message = (
+                f"{name}: it does not work with transformers {installed}: {said}\na description (.yaml) may "
+                'name the release that it needs, as in transformers: "4.57.6"'
+            )
+            return ImplementationError(message, "requires")
+        return ImplementationError(f"{name}: {said}", "import")
+
+    def needed_transformers(self, version: str) -> str | None:
+        """The release of transformers that its description names for a version; None where any will do."""
+        known = version if is_version(version) else "0"
+        fitting = (need for range, need in self.transformers.items() if not range or contains(range, known))
+        return next(fitting, None)
 
     def execute(self, program: dict[str, Any]) -> Observation:
         """Perform a program (`Case.program`); a death or a hang is told in the observation's `crash`."""
@@ -110,12 +140,14 @@ class Implementation:
             assert self._subject, "start() comes first"
             with _alarm(self.time_limit):
                 return run_case(program, self._subject)
-        except NotStarted as error:
-            return self._crash(program, "import", str(error))
         except Died as error:
-            return self._crash(program, "died", str(error))
+            return self._crash(program, error.kind, str(error))
         except (TimeLimit, TimeoutError):
             return self._crash(program, "timeout", f"no answer after {self.time_limit:g} seconds")
+        except BaseException as error:
+            if isinstance(error, (Exception, KeyboardInterrupt)):  # a mistake of ours; the user's Ctrl-C
+                raise
+            return self._crash(program, **raised(error))
 
     def unavailable(self, program: dict[str, Any]) -> str | None:
         """Why a program cannot be performed; an implementation that is there can be asked to perform any."""
@@ -174,7 +206,23 @@ def resolve(text: str, *, isolate: bool = False) -> Implementation:
 
 
 def find(text: str) -> Implementation:
-    """What `resolve` starts: the implementation as described, nothing imported yet."""
+    """What `resolve` starts: the implementation with all that it needs, nothing imported yet."""
+    return _equipped(_named(text))
+
+
+def claimed(text: str) -> Implementation | None:
+    """What is known of an implementation that `resolve` cannot reach; None if its name means nothing."""
+    try:
+        found = _named(text)
+    except ImplementationError:
+        return None
+    if found.api_level != "package":
+        return found
+    return replace(found, api_level=found.version if is_version(found.version) else API_LEVEL)
+
+
+def _named(text: str) -> Implementation:
+    """The implementation as described; nothing is fetched."""
     known = described()
     if text in known:
         return describe(known[text])
@@ -182,7 +230,8 @@ def find(text: str) -> Implementation:
         return _release(match[1], match[2], known)
     path = Path(text).expanduser()
     if text.endswith((".yaml", ".yml")):
-        return replace(describe(path), paths=(os.getcwd(),))
+        found = describe(path)
+        return replace(found, paths=(*found.paths, os.getcwd()))
     if text and path.is_dir() and (os.sep in text or not _is_module(text)):
         return _checkout(path.resolve(), known)
     if _is_module(text):
@@ -194,48 +243,32 @@ def find(text: str) -> Implementation:
     )
 
 
-def claimed(text: str) -> Implementation | None:
-    """What is known of an implementation that `resolve` cannot reach; None if its name means nothing."""
-    known = described()
-    match = re.fullmatch(r"([\w.-]+)==([\w.!+-]+)", text)
-    try:
-        if match is None:
-            found = find(text)
-        elif match[1] in known and _is_version(match[2]):
-            found = replace(describe(known[match[1]]), version=match[2], isolated=True)
-        else:
-            return None
-    except ImplementationError:
-        return None
-    if found.api_level != "package":
-        return found
-    return replace(found, api_level=found.version if _is_version(found.version) else API_LEVEL)
-
-
-def described() -> dict[str, Path]:
-    """The implementations that have a description of ours, by name."""
-    here = Path(__file__).resolve().parent
-    inside = here / "implementations"  # of a wheel
-    return {
-        f.stem: f for f in sorted((inside if inside.is_dir() else here.parent / inside.name).glob("*.yaml"))
-    }
-
-
 def describe(file: Path) -> Implementation:
     """The implementation that a description describes, not yet started. Raises `ImplementationError`."""
-    try:
-        data = read_yaml(file)
-        if errors := schema_errors(file, data, "implementation.schema.json"):
-            raise SpecErrors(errors)
-    except SpecErrors as errors:
-        raise ImplementationError(f"the description cannot be used\n{errors}") from None
-    except OSError as error:
-        raise ImplementationError(f"{file}: {error.strerror}") from None
-    fields = {key: value for key, value in data.items() if key != "schema"}
+    fields = descriptions.read(file)
     for key in ("offers", "covered", "expectations"):
         if isinstance(fields.get(key), list):
             fields[key] = tuple(fields[key])
-    return Implementation(**{"isolated": False, **fields}, file=file)
+    if place := fields.pop("path", None):
+        fields |= {"paths": (place,), "home": place}
+    return Implementation(**{"isolated": place is not None, **fields}, file=file)
+
+
+def _equipped(found: Implementation) -> Implementation:
+    """With its release, if that is asked for, and the transformers that it needs, if another is installed: in
+    a process of its own.
+    """
+    version = found.version
+    if found.release and found.package:
+        home = str(fetch(found.package, version))
+        found = replace(found, paths=(home,), home=home)
+    elif found.home is None:
+        version = _installed(found.package or found.module) or version
+    needed = found.needed_transformers(version)
+    if needed is None or needed == _installed("transformers"):
+        return found
+    overlay = str(fetch("transformers", needed, dependencies=True))
+    return replace(found, paths=(*found.paths, overlay), isolated=True)
 
 
 def _claims_of(module: str, known: dict[str, Path]) -> Implementation:
@@ -265,7 +298,8 @@ def _checkout(folder: Path, known: dict[str, Path]) -> Implementation:
         likely = [name for name in ("peft", folder.name.replace("-", "_")) if name in packages]
         if likely or len(packages) == 1:
             module = (likely or list(packages))[0]
-            return replace(_claims_of(module, known), name=folder.name, paths=(str(root),))
+            claims = _claims_of(module, known)
+            return replace(claims, name=folder.name, paths=(str(root),), home=str(root))
         if packages:
             there = ", ".join(sorted(packages))
             raise ImplementationError(
@@ -280,21 +314,13 @@ def _release(name: str, version: str, known: dict[str, Path]) -> Implementation:
             f"unknown implementation {name!r} in '{name}=={version}'{_meant(name, known)}\n"
             f"known: {', '.join(known)}"
         )
-    if not _is_version(version):
+    if not is_version(version):
         raise ImplementationError(f"{version!r} is no version; a release is named like {name}==0.18.1")
     found = describe(known[name])
     if found.package is None:
         raise ImplementationError(f"{name} has no releases: its description names no package")
-    paths = [fetch(found.package, version)]
-    for versions, needed in found.transformers.items():
-        if (
-            SpecifierSet(versions).contains(version, prereleases=True)
-            and _installed("transformers") != needed
-        ):
-            paths.append(fetch("transformers", needed, dependencies=True))
     level = version if found.api_level == "package" else found.api_level
-    claims = replace(found, version=version, api_level=level, paths=tuple(map(str, paths)))
-    return replace(claims, isolated=True, baseline=False)
+    return replace(found, version=version, api_level=level, release=True, isolated=True, baseline=False)
 
 
 def _meant(text: str, known: dict[str, Path]) -> str:
@@ -307,73 +333,3 @@ def _installed(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _is_version(text: str) -> bool:
-    try:
-        return bool(Version(text))
-    except InvalidVersion:
-        return False
-
-
-# --- releases, fetched once
-
-
-def cache_dir() -> Path:
-    """Where fetched releases are kept: PEFT_CONFORMANCE_CACHE, or the platform's place for caches."""
-    if chosen := os.environ.get("PEFT_CONFORMANCE_CACHE"):
-        return Path(chosen).expanduser().resolve()
-    places = {"Darwin": "~/Library/Caches", "Windows": os.environ.get("LOCALAPPDATA", "~/AppData/Local")}
-    place = places.get(platform.system()) or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(place).expanduser() / "peft-conformance"
-
-
-def fetch(package: str, version: str, *, dependencies: bool = False) -> Path:
-    """The folder with this release of a package: installed by pip at the first call, complete or not there at
-    all.
-
-    Several processes may ask at once: one installs, the others wait. Raises `ImplementationError` when there
-    is no such release, or no way to get it.
-    """
-    python = f"py{sys.version_info.major}.{sys.version_info.minor}"
-    target = cache_dir() / f"{package}-{version}-{python}-{platform.system()}-{platform.machine()}".lower()
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(target.with_name(f"{target.name}.lock")):
-        if not target.is_dir():
-            partial = Path(tempfile.mkdtemp(prefix="partial-", dir=target.parent))
-            try:
-                _install(package, version, partial, dependencies)
-                partial.rename(target)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    return target
-
-
-def _install(package: str, version: str, folder: Path, dependencies: bool) -> None:
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
-    command += ["--target", str(folder), *([] if dependencies else ["--no-deps"]), f"{package}=={version}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        return
-    said = done.stderr
-    if available := re.search(r"\(from versions: (?!none)([^)]*)\)", said):
-        newest = ", ".join(available[1].split(", ")[-8:])
-        raise ImplementationError(f"there is no {package} {version}; the newest releases are {newest}")
-    if "(from versions: none)" in said:
-        reason = "pip finds no release of it at all; is the package index within reach?"
-    else:
-        reason = (said.strip().splitlines() or [f"pip ended with exit status {done.returncode}"])[-1]
-    raise ImplementationError(f"{package} {version} cannot be fetched: {reason}")
-
-
-@contextmanager
-def _lock(file: Path) -> Iterator[None]:
-    """Hold a file's lock; on a platform without them another process may do the same work at once."""
-    with file.open("w") as handle:
-        with contextlib.suppress(ImportError):
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

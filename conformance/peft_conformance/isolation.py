@@ -34,7 +34,8 @@ def isolated() -> Iterator[tuple[Path, list[warnings.WarningMessage]]]:
 
     Yields the folder and the list that warnings are appended to. Restored, also when the case raises: the
     random states (torch, cuda where in use, random, numpy where loaded), warning filters, default dtype and
-    device, grad mode, deterministic flags, thread count, working directory, environment and import path.
+    device, grad mode, deterministic flags, precision of products, anomaly detection, thread count, working
+    directory, environment and import path.
     """
     cwd, environment, import_path = os.getcwd(), dict(os.environ), list(sys.path)
     states = _random_states()
@@ -44,6 +45,7 @@ def isolated() -> Iterator[tuple[Path, list[warnings.WarningMessage]]]:
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.is_warn_always_enabled(),
     )
+    precision, anomaly = torch.get_float32_matmul_precision(), torch.is_anomaly_enabled()
     folder = _empty_folder()
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -72,6 +74,8 @@ def isolated() -> Iterator[tuple[Path, list[warnings.WarningMessage]]]:
         if now != (deterministic, warn_only):  # the call imports torch's compiler: seconds
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.set_warn_always(warn_always)
+        torch.set_float32_matmul_precision(precision)
+        torch.autograd.set_detect_anomaly(anomaly)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         _restore_random(states)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import platform
 import re
 import textwrap
 import time
@@ -12,24 +11,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from packaging.version import InvalidVersion, Version
 from syrupy.data import SnapshotCollections
 from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
 from peft_conformance import consumers
 from peft_conformance.cases import Case, Check, Clause, Verdict
+from peft_conformance.descriptions import described, is_version
+from peft_conformance.environments import ImplementationError
 from peft_conformance.expand import Expansion, expand, flat
 from peft_conformance.expectations import KnownFailures, overdue, review_lines
 from peft_conformance.fingerprint import implementation_digest, suite_fingerprint
 from peft_conformance.implementations import (
     Implementation,
-    ImplementationError,
     claimed,
-    described,
     resolve,
 )
 from peft_conformance.judge import judge
@@ -38,6 +35,7 @@ from peft_conformance.observations import Writer
 from peft_conformance.recorded import Recorded, claims
 from peft_conformance.report import Results, as_text, plain
 from peft_conformance.script import reproduce
+from peft_conformance.worker import versions
 
 RED = frozenset({"fail", "error", "changed", "blocked"})  # what blocks the clauses that need this one
 TRAINER = "accelerate"  # the package that a `train` step needs
@@ -108,7 +106,7 @@ class Run:
     def _learn_level(self) -> None:
         self.api_level = self.options.api_level or self.implementation.api_level
         version = self.implementation.version
-        self.version = version if _is_version(version) else self.api_level
+        self.version = version if is_version(version) else self.api_level
         self.known = KnownFailures(self.implementation.expectations, self.version)
 
     def _not_built(self, reason: str) -> Results | None:
@@ -129,7 +127,7 @@ class Run:
             self._selected = consumers.selected(self.suite, options.profiles)
         except KeyError as error:
             raise Refusal(f"--profile: {error.args[0]}") from None
-        if options.api_level is not None and not _is_version(options.api_level):
+        if options.api_level is not None and not is_version(options.api_level):
             raise Refusal(f"--api-level {options.api_level!r} is no version; one is written like 0.21")
 
     def _count(self, chosen: Expansion, not_built: str | None = None) -> list[dict[str, Any]]:
@@ -176,6 +174,7 @@ class Run:
                 "digest": digest,
             },
             **self.machine,
+            **i.versions,  # where it runs, not where we do
             "matrix": self.options.matrix,
             "profiles": sorted(self.options.profiles),
             "selection": self.options.selection,
@@ -463,8 +462,7 @@ def _implementation(options: Options) -> Implementation:
 
 def _machine(device: str) -> dict[str, Any]:
     """What an implementation is measured with here."""
-    versions = {package: _version(package) for package in ("torch", "transformers")}
-    return {**versions, "python": platform.python_version(), "device": _device(device)}
+    return {**versions(), "device": _device(device)}
 
 
 def _packages(suite: Suite) -> dict[str, bool]:
@@ -484,17 +482,3 @@ def _device(wanted: str) -> str:
     if wanted == "cuda":
         raise Refusal("--device cuda: torch sees no CUDA device here; use --device auto or cpu")
     return "cpu"
-
-
-def _is_version(text: str) -> bool:
-    try:
-        return bool(Version(text))
-    except InvalidVersion:
-        return False
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -11,8 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from peft_conformance import implementations
-from peft_conformance.implementations import ImplementationError, describe, described, fetch, find, resolve
+from peft_conformance import environments, implementations
+from peft_conformance.descriptions import described
+from peft_conformance.environments import ImplementationError, fetch
+from peft_conformance.implementations import describe, find, resolve
 from programs import BROKEN, inject, make, program
 
 PACKAGE = """
@@ -242,7 +244,7 @@ def test_a_release_is_fetched_once_and_runs_in_its_own_process(index: Path) -> N
 def test_a_release_that_does_not_exist_is_told_with_those_that_do(index: Path) -> None:
     with pytest.raises(ImplementationError, match=r"there is no peft 9\.9; the newest releases are 0\.18\.7"):
         resolve("peft==9.9")
-    assert [path for path in implementations.cache_dir().iterdir() if path.is_dir()] == []
+    assert [path for path in environments.cache_dir().iterdir() if path.is_dir()] == []
 
 
 def test_a_missing_network_is_told_as_such(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +257,7 @@ def test_a_missing_network_is_told_as_such(index: Path, monkeypatch: pytest.Monk
 
 
 def test_two_processes_may_fetch_the_same_release_at_once(index: Path) -> None:
-    code = "from peft_conformance.implementations import fetch; print(fetch('peft', '0.18.7'))"
+    code = "from peft_conformance.environments import fetch; print(fetch('peft', '0.18.7'))"
 
     def run(_: int) -> str:
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -265,7 +267,7 @@ def test_two_processes_may_fetch_the_same_release_at_once(index: Path) -> None:
     assert len(folders) == 1
     assert (Path(folders.pop().strip()) / "peft" / "__init__.py").is_file()
     assert [
-        path.name for path in implementations.cache_dir().iterdir() if path.name.startswith("partial-")
+        path.name for path in environments.cache_dir().iterdir() if path.name.startswith("partial-")
     ] == []
 
 

@@ -28,6 +28,8 @@ def everything() -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(),
         "warn": torch.is_warn_always_enabled(),
+        "precision": torch.get_float32_matmul_precision(),
+        "anomaly": torch.is_anomaly_enabled(),
     }
 
 
@@ -43,6 +45,8 @@ DISTURBANCES: dict[str, Callable[[], Any]] = {
     "environment": lambda: os.environ.update(PEFT_TEST_VARIABLE="1"),
     "environment-gone": lambda: os.environ.pop("PATH"),
     "path": lambda: sys.path.append("elsewhere"),
+    "precision": lambda: torch.set_float32_matmul_precision("medium"),
+    "anomaly": lambda: torch.autograd.set_detect_anomaly(True, check_nan=False),
     "deterministic": lambda: torch.use_deterministic_algorithms(True),
     "threads": lambda: torch.set_num_threads(2 if torch.get_num_threads() == 1 else 1),
 }

@@ -104,7 +104,7 @@ def test_the_implementation_reads_nothing_from_our_channel(mortal: Implementatio
 
 def test_writing_into_our_channel_is_a_crash(mortal: Implementation) -> None:
     crash = mortal.execute(naming("vandal"))["crash"]
-    assert crash["kind"] == "died"
+    assert crash["kind"] == "channel"
     assert "this is no JSON" in crash["message"]
 
 
