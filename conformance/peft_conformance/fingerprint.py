@@ -31,7 +31,7 @@ def suite_fingerprint(specs: Path, snapshots: Path) -> str:
 def implementation_digest(implementation: Implementation, known: KnownFailures) -> str:
     """Of what its description says about this version, and of the code that would be imported."""
     i = implementation
-    claims = [i.module, i.api_level, i.offers, i.lacks, i.names, i.isolated, i.baseline]
+    claims: list[object] = [i.module, i.api_level, i.offers, i.lacks, i.names, i.isolated, i.baseline]
     claims += [i.time_limit, i.memory_limit]
     return _digest([plain.text([*claims, *known.entries], 1 << 30).encode(), *_contents(_code(i))])
 
