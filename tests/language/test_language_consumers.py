@@ -59,7 +59,7 @@ def uses() -> list[Any]:
     found = []
     for name, profile in load_suite(find_specs_dir()).profiles.items():
         read = {entry["package"]: entry["version"] for entry in profile["read"] if "package" in entry}
-        for entry in profile["relies_on"]:
+        for entry in [*profile["relies_on"], *profile.get("unchecked", ())]:
             for use in entry["uses"]:
                 package = use["file"].partition("/")[0]
                 if read.get(package) and _installed(package) == read[package]:
