@@ -36,6 +36,7 @@ from peft_conformance.isolation import global_state, isolated, seed_all
 from peft_conformance.records import TEXT_LIMIT, Record, Recorder, mro
 from peft_conformance.roles import AUX
 from peft_conformance.script_parts import train
+from peft_conformance.surface import survey
 
 Observation = dict[str, Any]  # JSON, but for "tensors": {key: tensor}, which travels as a safetensors file
 
@@ -223,6 +224,8 @@ class _Run:
                     self._within(step["within"], phase)
                 elif word:
                     STEPS[word](self, step if word == "call" else step[word])
+                elif "survey" in step:  # no word of the language: no clause takes it
+                    self._survey(step["survey"])
                 else:
                     raise KeyError(f"no step of the language in {sorted(step)}")
         except (Exception, SystemExit) as error:
@@ -561,6 +564,9 @@ class _Run:
                 value = getattr(value, attribute) if attribute else value[_key(value, key)]
         made = source.made if isinstance(value, nn.Module) else None
         self.entities[body["id"]] = Entity(value, "tensor" if isinstance(value, torch.Tensor) else None, made)
+
+    def _survey(self, body: dict[str, Any]) -> None:
+        self.entities[body["id"]] = Entity(survey(self.subject, body["paths"]), "value")
 
     def _look_up(self, body: dict[str, Any]) -> None:
         found, owner = self.subject.find(body["name"])

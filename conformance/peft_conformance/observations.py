@@ -55,7 +55,7 @@ class Writer:
         self._write({"kind": "header", "format": FORMAT, **header})
 
     def surface(self, surface: Mapping[str, Any]) -> None:
-        """What the implementation offers (`surface.surface`)."""
+        """What the implementation offers (`surface.found`)."""
         self._write({"kind": "surface", **surface})
 
     def add(self, case: Case, observation: Mapping[str, Any]) -> None:

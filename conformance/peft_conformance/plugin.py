@@ -293,7 +293,7 @@ class Recorder:
         worker: dict[str, Any] | None = getattr(config, "workerinput", None)
         if worker is None:
             make_ready(folder, resumed=bool(config.stash[DONE]))
-        run.record(part(folder, worker["workerid"] if worker else "main"))
+        run.record(part(folder, worker["workerid"] if worker else "main"), with_surface=worker is None)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:

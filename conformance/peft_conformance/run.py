@@ -17,7 +17,7 @@ from typing import Any
 from syrupy.data import SnapshotCollections
 from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
-from peft_conformance import consumers
+from peft_conformance import consumers, surface
 from peft_conformance.cases import Case, Check, Clause, Verdict
 from peft_conformance.descriptions import described, is_version
 from peft_conformance.environments import ImplementationError
@@ -182,10 +182,13 @@ class Run:
             "status": "built",
         }
 
-    def record(self, path: Path) -> None:
-        """Keep every observation from now on in a part of a recording."""
+    def record(self, path: Path, *, with_surface: bool) -> None:
+        """Keep every observation from now on in a part of a recording, and what the implementation offers."""
         about = {"claims": claims(self.implementation), "packages": self.packages}
         self.recorder = Writer(path, {**self.describe(), **about})
+        if with_surface:
+            observation = self.implementation.execute(surface.program(self.suite.operations))
+            self.recorder.surface(surface.found(observation))
 
     # Verdicts
 
