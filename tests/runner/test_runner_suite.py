@@ -10,28 +10,9 @@ from pathlib import Path
 import pytest
 from peft_conformance import report, run  # noqa: F401 - torch cannot be imported anew in each inner pytest
 from peft_conformance.language import validator
-from suite_runs import ALONE, SPECS, SUITE, Once, Outcome, arguments, run_suite
+from suite_runs import ALONE, SPECS, SUITE, Outcome, arguments, run_suite
 
 pytest_plugins = ["pytester"]
-
-
-@pytest.fixture(scope="session")
-def whole(once: Once) -> Outcome:
-    """All of our specs on the tiny implementation, two workers, with a report."""
-    return once("whole", "tiny", "-n2", "--report=report", "-v")
-
-
-@pytest.fixture(scope="session")
-def known(once: Once) -> Outcome:
-    """An implementation with known failures: one as expected, one stale, one changed, one of nothing."""
-    selection = "bad.value or bad.frame or good.freezes or expectation"
-    return once("known", "known", "--report=report", "-k", selection)
-
-
-@pytest.fixture(scope="session")
-def apart(once: Once) -> Outcome:
-    """An implementation in a process of its own that dies and prints."""
-    return once("apart", "apart", "--report=report", "-k", "dies or prints or refuses")
 
 
 MUST_FAIL = {
@@ -211,8 +192,7 @@ def test_death_is_an_error_and_the_run_goes_on(apart: Outcome) -> None:
     apart.lines.fnmatch_lines(["observed  died: *exit status 7*"])
 
 
-def test_death_of_a_worker_is_told_once_and_the_run_goes_on(tmp_path: Path) -> None:
-    fragile = run_suite(tmp_path, "fragile", "-n2", "-q", "--report=report", "-k", "dies or refuses")
+def test_death_of_a_worker_is_told_once_and_the_run_goes_on(fragile: Outcome) -> None:
     assert fragile.status == pytest.ExitCode.TESTS_FAILED
     assert fragile.red == {"bad.dies:returns-nothing"}
     assert set(fragile.verdicts.values()) == {"pass"}
@@ -277,6 +257,7 @@ REFUSALS = {
         ["--profile=ap"],
         "ERROR: *'ap'; did you mean 'app'?; choose from functional, model, app",
     ),
+    "record": ("tiny", ["--record"], "ERROR: --record needs --report DIR: *"),
     "API level": ("tiny", ["--api-level=new"], "ERROR: --api-level 'new' is no version; *"),
     "snapshots": (
         "apart",
