@@ -350,9 +350,9 @@ def init_implementation(
     console.print(f"{_near(file)} is written; run: peft-conformance run --impl {_near(file)}", markup=False)
 
 
-def _suite() -> Suite:
+def _suite(specs: Path | None = None) -> Suite:
     try:
-        return load_suite(find_specs_dir())
+        return load_suite(specs or find_specs_dir())
     except SpecErrors as errors:
         console.print(str(errors), markup=False)
         raise typer.Exit(1) from None
@@ -361,3 +361,25 @@ def _suite() -> Suite:
 def _near(file: Path) -> Path:
     """The file as seen from here."""
     return file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+
+
+@app.command("page")
+def write_page(
+    reports: Annotated[
+        list[Path], typer.Argument(help="Report folders, results.jsonl files, or a folder of such folders.")
+    ],
+    output: Annotated[Path, typer.Option(help="The file to write.")] = Path("page.html"),
+    specs: Annotated[
+        Path | None, typer.Option(help="The specs that the reports are of, if not ours.")
+    ] = None,
+) -> None:
+    """Write one HTML page of several reports: verdicts side by side, reasons, and reproducing scripts."""
+    from peft_conformance import page, report
+
+    try:
+        found = page.find_reports(reports)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from None
+    text = page.render(_suite(specs), found)
+    report.write_whole(output, text)
+    console.print(f"{output}: {len(found)} columns, {len(text.encode()) / 1e6:.1f} MB", markup=False)

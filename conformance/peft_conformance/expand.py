@@ -95,6 +95,13 @@ def points(clause: Clause) -> list[Point]:
     return [point for point in every if not any(excludes(entry["when"], point) for entry in clause.exclude)]
 
 
+def case_of(suite: Suite, clause: Clause, case_id: str, api_level: str) -> Case | None:
+    """The case of that id as an implementation that claims `api_level` performs it; None if there is none."""
+    fitting = (point for point in points(clause) if Case(clause, point, {}, ()).id == case_id)
+    point = next(fitting, None)
+    return None if point is None else _case(suite, clause, point, Version(api_level))
+
+
 def excludes(when: Mapping[str, Any], point: Point) -> bool:
     """Whether an exclude names this point: every axis that it lists has (one of) the listed values."""
     return all(
