@@ -172,6 +172,8 @@ class Run:
                 "api_level": self.api_level,
                 "isolated": i.isolated,
                 "digest": digest,
+                **({"package": i.package} if i.package else {}),
+                **({"names": i.names} if i.names else {}),
             },
             **self.machine,
             **i.versions,  # where it runs, not where we do

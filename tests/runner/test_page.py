@@ -20,7 +20,7 @@ from peft_conformance.cli import app
 from peft_conformance.expand import case_of
 from peft_conformance.implementations import describe
 from peft_conformance.language import find_specs_dir, load_suite
-from peft_conformance.report import Results
+from peft_conformance.report import Results, as_text
 from peft_conformance.run import Options, Refusal, Run
 from peft_conformance.script import reproduce
 from typer.testing import CliRunner
@@ -36,7 +36,7 @@ __version__ = "3.1"
 def inject_adapter_in_model(peft_config, model, *args, **kwargs):
     model = peft_reference.inject_adapter_in_model(peft_config, model, *args, **kwargs)
     for name, parameter in model.named_parameters():  # the fault: a fresh adapter changes the output
-        if "lora_B" in name:
+        if "lora_" in name and "_B" in name:
             parameter.data += 1.0
     return model
 
@@ -49,24 +49,25 @@ schema: "1.0"
 name: fork
 module: the_fork
 api_level: "0.21.2"
+names: {functional.delete_adapter: delete_adapter}
 expectations:
-  - match: {clause: law.identity-at-init, check: as-base, axes: {dtype: float32}}
+  - match: {clause: law.identity-at-init, check: as-base, axes: {dtype: float32, method: lora}}
     outcome: fail
     like: "."
     because: its B begins with ones <b>not</b> zeros
     link: https://example.org/issues/1
     review_by: 2099-01-01
 """
-NOWHERE = DESCRIPTION.replace("fork", "nowhere").partition("expectations")[0]
+NOWHERE = DESCRIPTION.replace("fork", "nowhere").partition("names")[0]
 SPECS = [
     "vocabulary",
     "methods/lora.yaml",
     "methods/ia3.yaml",
-    "laws/initial.yaml",
+    "laws/layer.yaml",
     "api/delete_adapter.yaml",
 ]
 SPECS += ["sources/papers.yaml", "sources/functions-for-integration.yaml"]
-CLAUSES = {"law.identity-at-init", "law.no-identity", "delete.none-when-last", "delete.returns-remaining"}
+CLAUSES = {"law.identity-at-init", "delete.none-when-last", "delete.returns-remaining"}
 LABELS = ["reference", "fork 3.1", "nowhere unknown"]
 
 
@@ -85,7 +86,7 @@ def results_of(implementation: str, specs: Path) -> Results:
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few specs, the reports of the reference, a faulty fork and one that is not there, and the page."""
     folder = tmp_path_factory.mktemp("page")
     for part in SPECS:
@@ -105,7 +106,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         sys.modules.pop("the_fork", None)
     reports = [str(folder / "reports" / name) for name in ("reference", "fork", "nowhere")]
     output = ["--output", str(folder / "page.html"), "--specs", str(folder / "specs")]
-    done = CliRunner().invoke(app, ["page", *reports, *output])
+    with pytest.MonkeyPatch.context() as patch:  # review dates and links are those of the description today
+        patch.setattr(page.data, "described", lambda: {"fork": folder / "fork.yaml"})
+        done = CliRunner().invoke(app, ["page", *reports, *output])
     assert done.exit_code == 0, done.output
     return folder
 
@@ -199,6 +202,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     driver.execute_cdp_cmd("Network.enable", {})
     offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
     driver.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
+    driver.get("about:blank")
+    driver.get_log("performance")  # what the browser's own first tab asked for
     yield driver
     driver.quit()
 
@@ -387,10 +392,10 @@ def test_opened_cell_tells_promise_source_values_and_script(
     facts = "\n".join(opened.texts("#detail .facts dd"))
     sentence = next(s for s in suite.sources["papers"]["sentences"] if s["id"] == "lora-init")
     assert sentence["says"] in facts
-    assert f"specs/laws/initial.yaml:{clause.line}" in facts
+    assert f"specs/laws/layer.yaml:{clause.line}" in facts
     shown = opened.texts("#detail .outcome pre")
-    assert failing["observed"] in shown
-    assert failing["expected"] in shown
+    assert as_text(failing["observed"]) in shown
+    assert as_text(failing["expected"]) in shown
     assert (
         "Known: its B begins with ones <b>not</b> zeros (to be looked at again by 2099-01-01)"
         in "\n".join(opened.texts("#detail .reason"))
@@ -436,7 +441,7 @@ def test_column_that_could_not_be_built_gives_its_reason(opened: Page, folder: P
 def test_capability_table_has_three_slices(opened: Page) -> None:
     opened.open("view=methods")
     opened.open("view=methods&pick=fork+3.1")
-    cell = "#grid [data-clause='law.identity-at-init'][data-column='1'][data-method={}]"
+    cell = "#grid [data-clause='law.identity-at-init'][data-column='1'][data-limit={}]"
     assert opened.texts(cell.format("lora")) == ["✗"]
     assert opened.texts(cell.format("ia3")) == ["✓"]
     opened.click("#slice [value=method]")
@@ -463,7 +468,9 @@ def test_semantics_for_screen_readers(opened: Page) -> None:
         role == "rowheader" and "leaves the output of the model unchanged" in name for role, name in found
     )
     cells = [name for role, name in found if role == "button"]
-    assert any(re.match(r"fail, \d+ of \d+: \d+ fail, \d+ known, \d+ pass$", name) for name in cells)
+    assert any(
+        re.match(r"fail, \d+ of \d+: \d+ fail, \d+ stale, \d+ known, \d+ pass$", name) for name in cells
+    ), cells
     assert all(
         name for role, name in found if role in ("button", "combobox", "searchbox", "link", "checkbox")
     )

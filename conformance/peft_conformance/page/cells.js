@@ -28,16 +28,16 @@ function share(letter, count) {
 }
 
 /** A cell of a clause, to be opened. */
-function clauseCell(clause, column, method, compact) {
-  const count = counts(clause, column, method);
+function clauseCell(clause, column, limit, compact) {
+  const count = counts(clause, column, limit);
   const letter = worst(count);
   if (letter === NOTHING) return h("td", { class: "blank" }, h("span", { class: "sr" }, "no check"));
   const { name, word, symbol } = VERDICTS.get(letter);
   const label = [`${word}${share(letter, count) ? `, ${share(letter, count)}` : ""}`, inWords(count)].filter(Boolean).join(": ");
   return h("td", { class: `g-${name}` }, h("button", {
     type: "button", class: "cell", tabindex: "-1", "aria-haspopup": "dialog", "aria-label": label,
-    "data-clause": clause.id, "data-column": column, "data-method": method || null,
-    title: compact ? `${clause.id}, ${method}: ${label}` : null,
+    "data-clause": clause.id, "data-column": column, "data-limit": limit || null,
+    title: compact ? `${clause.id}, ${limit}: ${label}` : null,
   }, compact ? h("span", { class: `v v-${name}` }, symbol) : [badge(letter), h("span", { class: "n" }, share(letter, count))]));
 }
 

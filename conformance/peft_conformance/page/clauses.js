@@ -6,25 +6,25 @@ const matrix = document.getElementById("matrix");
 const opened = new Map(); // group -> whether it was opened or closed by hand
 let everything = null; // true: all opened by hand; false: all closed
 
-/** The groups of rows that are left, each with the method that its cells are limited to. */
+/** The groups of rows that are left, each with what its cells are limited to. */
 function groupsOf(filters, columns) {
   const left = DATA.clauses.filter((clause) => matches(clause, filters, columns));
   const groups = new Map();
-  const put = (name, note, method, clause) => {
-    if (!groups.has(name)) groups.set(name, { name, note, method, clauses: [] });
+  const put = (name, note, limit, clause) => {
+    if (!groups.has(name)) groups.set(name, { name, note, limit, clauses: [] });
     groups.get(name).clauses.push(clause);
   };
   if (filters.group !== "method") {
-    for (const clause of left) put(clause.topic, KINDS[clause.kind] ?? clause.kind, filters.method, clause);
+    for (const clause of left) put(clause.topic, KINDS[clause.kind] ?? clause.kind, limitOf(filters), clause);
     return [...groups.values()];
   }
   for (const [method, title] of DATA.methods) {
     if (filters.method && filters.method !== method) continue;
     const about = left.filter((clause) => methodsOf(clause).has(method));
     // what the verdict filter found must be about this method
-    for (const clause of about) if (matches(clause, { ...filters, method }, columns)) put(method, title, method, clause);
+    for (const clause of about) if (matches(clause, { ...filters, method }, columns)) put(method, title, limitOf({ ...filters, method }), clause);
   }
-  if (!filters.method) for (const clause of left) if (!methodsOf(clause).size) put("no method in particular", "", "", clause);
+  if (!filters.method) for (const clause of left) if (!methodsOf(clause).size) put("no method in particular", "", limitOf(filters), clause);
   return [...groups.values()];
 }
 
@@ -68,21 +68,23 @@ function groupBody(group, columns, open) {
   }, h("span", { class: "twist", "aria-hidden": "true" }, "›"), group.name,
   h("span", { class: "sub" }, [group.note, plural(group.clauses.length, "clause")].filter(Boolean).join(" · ")));
   const heading = h("tr", { class: "topic" }, h("th", { scope: "rowgroup" }, toggle), columns.map((column) => {
-    const count = added(group.clauses.map((clause) => counts(clause, column, group.method)));
+    const count = added(group.clauses.map((clause) => counts(clause, column, group.limit)));
     const letter = worst(count);
     if (letter === NOTHING) return h("td", {}, h("span", { class: "sr" }, "no check"));
     return h("td", {}, badge(letter), h("span", { class: "n cell-n" }, ` ${share(letter, count)}`));
   }));
-  const fill = (full) => {
-    body.replaceChildren(heading, ...(full ? group.clauses.map((clause) => clauseRow(clause, columns, group.method)) : []));
+  const fill = (full) => { // the heading stays where it is, and with it the focus
+    while (heading.nextSibling) heading.nextSibling.remove();
+    if (full) body.append(...group.clauses.map((clause) => clauseRow(clause, columns, group.limit)));
   };
+  body.append(heading);
   fill(open);
   return body;
 }
 
-function clauseRow(clause, columns, method) {
+function clauseRow(clause, columns, limit) {
   return h("tr", {}, h("th", { scope: "row" }, clause.text, h("span", { class: "clause-id" }, `${clause.level} · ${clause.id}`)),
-    columns.map((column) => clauseCell(clause, column, method)));
+    columns.map((column) => clauseCell(clause, column, limit)));
 }
 
 /** Open all groups, or close them. */

@@ -27,6 +27,7 @@ from peft_conformance.script import reproduce
 LETTERS = dict(zip(VERDICTS, "pfwiekscbuan", strict=True))  # verdict -> how the page writes it
 ABSENT = "-"  # at a point that a report does not have
 WITH_SCRIPT = ("fail", "error", "changed", "warn", "expected-failure")
+REASONED = ("expected-failure", "changed", "stale", "blocked")  # their detail is the reason
 VALUES = 5  # different outcomes of one check that are told apart; the rest is counted
 LONGEST = 3000  # characters of a value
 
@@ -134,7 +135,7 @@ def columns(reports: Sequence[Results]) -> list[Column]:
 
 def _described(said: Mapping[str, Any]) -> Implementation:
     """The implementation that a report's header speaks of, as far as its description is at hand."""
-    facts = {key: said[key] for key in ("version", "api_level")}
+    facts = {key: said[key] for key in ("version", "api_level", "package", "names") if key in said}
     try:
         if said["name"] in (known := described()):
             return replace(describe(known[said["name"]]), **facts)
@@ -154,7 +155,9 @@ def collect(suite: Suite, made: Sequence[Column]) -> dict[str, Any]:
             for name, card in sorted(suite.cards.items())
         ],
         "absent": [[_lies_in(column, card) for column in made] for _, card in sorted(suite.cards.items())],
-        "consumers": {},
+        "consumers": sorted(
+            {name for c in made for row in c.results.rows for name in row.get("consumers", ())}
+        ),
         "clauses": rows,
         "texts": list(page.texts.numbers),
     }
@@ -199,6 +202,7 @@ class Page:
             "axes": points.axes,
             "values": points.values,
             "points": points.encoded(),
+            "users": points.users(),
             "of": self._methods(clause, points),
             "speaks": self._speaks(clause),
             "checks": [
@@ -234,7 +238,9 @@ class Page:
             also = f", relied on by {', '.join(users)}" if users else ""
             return [self.texts(f"observed in {source['observed']}{also}"), None, None]
         document: Mapping[str, Any] = self.suite.sources.get(source["document"], {})
-        sentence = next((s for s in document.get("sentences", ()) if s["id"] == source["sentence"]), {})
+        sentence: Mapping[str, Any] = next(
+            (s for s in document.get("sentences", ()) if s["id"] == source["sentence"]), {}
+        )
         title = document.get("title", source["document"])
         said = (title, sentence.get("place"), sentence.get("says"))
         return [None if text is None else self.texts(text) for text in said]
@@ -256,7 +262,10 @@ class Page:
         """For each axis the method that each of its values names; then the methods of the clause itself."""
         by_axis = [[self._method(value) for value in values] for values in points.values]
         made = configs([*clause.given, *clause.when]) if clause else ()
-        return [by_axis, self._named(config["config"] for config in made if isinstance(config["config"], str))]
+        return [
+            by_axis,
+            self._named(config["config"] for config in made if isinstance(config["config"], str)),
+        ]
 
     def _speaks(self, clause: Clause | None) -> list[str]:
         """The methods that a clause's matrix runs over, in whatever report."""
@@ -332,8 +341,9 @@ class Page:
         groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
         shown: dict[str, int] = {}  # verdict -> how many outcomes it has already
         for row in rows:
-            passes = row["verdict"] == "pass"  # of those one stands for all
-            said = () if passes else (as_text(row["expected"]), as_text(row["observed"]), row["detail"])
+            # of passes one stands for all; a detail that is no reason only says how far apart values are
+            said = () if row["verdict"] == "pass" else (as_text(row["expected"]), as_text(row["observed"]))
+            said += (row["detail"],) if row["verdict"] in REASONED else ()
             groups.setdefault((row["verdict"], *said), []).append(row)
         for (verdict, *_), group in groups.items():
             shown[verdict] = shown.get(verdict, 0) + 1
@@ -374,10 +384,12 @@ class Points:
         self.values: list[list[str]] = []
         self._numbers: dict[str, int] = {}
         self._points: list[Mapping[str, Any]] = []
+        self._relied: list[list[str]] = []  # by point: the consumers that rely on it
         for row in rows:
             if row["case"] not in self._numbers:
                 self._numbers[row["case"]] = len(self._points)
                 self._points.append(row["axes"])
+                self._relied.append(row.get("consumers", []))
         for axes in self._points:
             self.axes += [axis for axis in axes if axis not in self.axes]
         for axis in self.axes:
@@ -390,6 +402,14 @@ class Points:
             [of[plain_text(axes.get(axis, ""))] for axis, of in zip(self.axes, columns, strict=True)]
             for axes in self._points
         ]
+
+    def users(self) -> dict[str, str]:
+        """The consumers that rely on the clause, each with a letter for each point: `y` where it does."""
+        names = sorted({name for relied in self._relied for name in relied})
+        return {
+            name: _run_length("".join("y" if name in relied else ABSENT for relied in self._relied))
+            for name in names
+        }
 
     def number(self, row: Mapping[str, Any]) -> int:
         """Which point a row is of."""

@@ -4,21 +4,21 @@ const dialog = document.getElementById("detail");
 const PLACES = 12; // points that are listed at once
 
 /** Open a cell; `onmove` is told when another column is chosen inside. */
-function showDetail({ clause, column, method }, onmove) {
+function showDetail({ clause, column, limit }, onmove) {
   const { label, about } = DATA.columns[column];
   const cell = clause.cells[column];
-  const count = counts(clause, column, method);
+  const count = counts(clause, column, limit);
   const letter = worst(count);
   const sheet = h("div", { class: "sheet" },
     h("header", {},
       h("div", {},
-        h("h2", { id: "detail-title", tabindex: "-1", autofocus: true }, clause.id, " · ", label, method ? ` · ${method}` : ""),
+        h("h2", { id: "detail-title", tabindex: "-1", autofocus: true }, clause.id, " · ", label, limit ? ` · ${limit.replace("@", " for ").trim()}` : ""),
         letter === NOTHING ? null : h("p", {}, badge(letter), " ", total(count) ? `${inWords(count)}; ${plural(total(count), "check")}` : "")),
       h("button", { type: "button", class: "quiet", onclick: () => dialog.close() }, "Close")),
     h("p", { class: "promise" }, h("span", { class: "level" }, clause.level), clause.text),
     facts(clause, about),
-    strip(clause, column, method, onmove),
-    hasRows(cell) ? checks(clause, column, method) : h("p", { class: "reason" }, said(cell[1])));
+    strip(clause, column, limit, onmove),
+    hasRows(cell) ? checks(clause, column, limit) : h("p", { class: "reason" }, said(cell[1])));
   dialog.replaceChildren(sheet);
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
@@ -32,31 +32,33 @@ function facts(clause, about) {
   if (clause.decided) entries.push(["Decided", [clause.decided]]);
   if (clause.file) entries.push(["Written in", [h("code", {}, `${clause.file}:${clause.line}`)]]);
   entries.push(["Promised for", [`API ${clause.api || "unknown"} · profile ${clause.profile}`]]);
+  const users = Object.keys(clause.users);
+  if (users.length) entries.push(["Relied on by", [users.join(", ")]]);
   entries.push(["Ran with", [about]]);
   return h("dl", { class: "facts" }, entries.map(([term, told]) => [h("dt", {}, term), h("dd", {}, told)]));
 }
 
 /** The same clause in every column. */
-function strip(clause, column, method, onmove) {
+function strip(clause, column, limit, onmove) {
   if (DATA.columns.length < 2) return null;
   return h("section", { "aria-label": "The same clause elsewhere" }, h("h3", {}, "In each implementation"),
     h("div", { class: "strip" }, DATA.columns.map(({ label }, other) => {
-      const letter = worst(counts(clause, other, method));
+      const letter = worst(counts(clause, other, limit));
       return h("button", {
         type: "button", "aria-current": other === column ? "true" : null, onclick: () => onmove(other),
       }, label, letter === NOTHING ? null : badge(letter));
     })));
 }
 
-function checks(clause, column, method) {
+function checks(clause, column, limit) {
   const [verdicts, outcomes] = clause.cells[column];
-  const about = pointsOf(clause, method);
+  const about = pointsOf(clause, limit);
   return h("section", { "aria-label": "Checks" }, h("h3", {}, "Checks"), clause.checks.map(([check, level, line, because], number) => {
     const letters = [...unfold(verdicts[number])].map((letter, point) => (about && !about[point] ? NOTHING : letter));
     const count = new Map();
     for (const letter of letters) if (letter !== NOTHING) count.set(letter, (count.get(letter) ?? 0) + 1);
     if (!count.size) return null;
-    const own = outcomes.filter(([of]) => of === number).map((outcome) => limited(outcome, letters)).filter(Boolean);
+    const own = outcomes.filter(([of]) => of === number).map((outcome) => within(outcome, letters)).filter(Boolean);
     own.sort((left, right) => SEVERITY.indexOf(left.letter) - SEVERITY.indexOf(right.letter));
     return h("article", { class: "check" },
       h("h4", {}, h("code", {}, check), badge(worst(count)), h("span", { class: "sub" }, `${level} · ${inWords(count)}`),
@@ -68,7 +70,7 @@ function checks(clause, column, method) {
 }
 
 /** An outcome at those of its points that are asked about; a pass stands for all points that have it. */
-function limited([, letter, points, expected, observed, detail, script, known], letters) {
+function within([, letter, points, expected, observed, detail, script, known], letters) {
   const passes = VERDICTS.get(letter).name === "pass";
   const places = passes ? [...letters.keys()].filter((point) => letters[point] === letter) : points.filter((point) => letters[point] !== NOTHING);
   return places.length ? { letter, passes, places, expected, observed, detail, script, known } : null;

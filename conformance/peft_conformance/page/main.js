@@ -54,7 +54,7 @@ function showOpen() {
     if (dialog.open) dialog.close();
     return;
   }
-  showDetail({ clause, column, method: state.of }, (other) => {
+  showDetail({ clause, column, limit: state.of }, (other) => {
     state = { ...state, column: DATA.columns[other].label };
     toAddress();
     showOpen();
@@ -67,8 +67,8 @@ document.addEventListener("click", ({ target }) => {
   const button = target.closest?.("button.cell");
   if (!button) return;
   opener = button;
-  const { clause, column, method } = button.dataset;
-  state = { ...state, open: clause, column: DATA.columns[column].label, of: method ?? "" };
+  const { clause, column, limit } = button.dataset;
+  state = { ...state, open: clause, column: DATA.columns[column].label, of: limit ?? "" };
   toAddress();
   showOpen();
 });
@@ -97,7 +97,7 @@ function fillControls() {
   const named = new Set(DATA.clauses.flatMap((clause) => [...methodsOf(clause)]));
   options("verdict", [["", "any"], ["red", "red: any of four"], ...DATA.verdicts.filter(({ letter }) => given.has(letter)).map(({ name, symbol, word }) => [name, `${symbol} ${word}`])]);
   options("impl", [["", "any column"], ...DATA.columns.map(({ label }) => [label, label])]);
-  options("profile", [["", "any"], ...profiles.map((name) => [name, name]), ...Object.keys(DATA.consumers).map((name) => [name, `${name} (consumer)`])]);
+  options("profile", [["", "any"], ...profiles.map((name) => [name, name]), ...DATA.consumers.map((name) => [name, `for ${name}`])]);
   options("method", [["", "any"], ...DATA.methods.filter(([name]) => named.has(name)).map(([name]) => [name, name])]);
   options("level", [["", "any"], ...["MUST", "MUST NOT", "SHOULD", "SHOULD NOT", "MAY", "UNSPECIFIED"].filter((level) => DATA.clauses.some((clause) => clause.level === level)).map((level) => [level, level])]);
   document.querySelector("#pick fieldset").append(...DATA.columns.map(({ label }) => h("label", { class: "tick" }, h("input", { type: "checkbox", name: "column", value: label }), label)));
@@ -105,21 +105,20 @@ function fillControls() {
 }
 
 let waiting = 0;
-form.addEventListener("input", ({ target }) => {
+function takeFilters() {
   clearTimeout(waiting);
-  const take = () => {
-    forgetOpened();
-    const boxes = [...form.querySelectorAll("[name=column]")];
-    change({
-      ...Object.fromEntries(FILTERS.map((name) => {
-        const control = form.elements[name];
-        return [name, control.type === "checkbox" ? (control.checked ? "1" : "") : control.value];
-      })),
-      hide: boxes.filter((box) => !box.checked).map((box) => box.value),
-    });
-  };
-  if (target.type === "search") waiting = setTimeout(take, 120);
-  else take();
+  forgetOpened();
+  const boxes = [...form.querySelectorAll("[name=column]")];
+  const value = (control) => (control.type !== "checkbox" ? control.value : control.checked ? "1" : "");
+  change({
+    ...Object.fromEntries(FILTERS.map((name) => [name, value(form.elements[name])])),
+    hide: boxes.filter((box) => !box.checked).map((box) => box.value),
+  });
+}
+form.addEventListener("change", takeFilters);
+form.elements.q.addEventListener("input", () => {
+  clearTimeout(waiting);
+  waiting = setTimeout(takeFilters, 120);
 });
 form.addEventListener("submit", (event) => event.preventDefault());
 form.addEventListener("reset", (event) => {
@@ -132,7 +131,7 @@ document.getElementById("expand").addEventListener("click", () => {
   show();
 });
 slice.addEventListener("submit", (event) => event.preventDefault());
-slice.addEventListener("input", ({ target }) => {
+slice.addEventListener("change", ({ target }) => {
   change(target.name === "fix" ? { fix: target.value, pick: "" } : { pick: target.value });
 });
 

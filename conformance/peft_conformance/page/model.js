@@ -23,26 +23,33 @@ function methodsOf(clause) {
   return clause.methods;
 }
 
-/** Which points of a clause are about a method: null for all of them. */
-function pointsOf(clause, method) {
+/** What cells are limited to, as one text: a method, a consumer, both or neither. */
+const limited = (method, consumer) => (consumer ? `${method}@${consumer}` : method);
+
+/** Which points of a clause are within a limit: null for all of them. */
+function pointsOf(clause, limit) {
   const [byAxis] = clause.of;
-  if (!method || !byAxis.some((values) => values.some(Boolean))) return null;
+  const [method, consumer] = limit.split("@");
+  const named = method && byAxis.some((values) => values.some(Boolean));
+  if (!named && !consumer) return null;
   clause.chosen ??= new Map();
-  if (!clause.chosen.has(method)) {
-    const about = clause.points.map((point) => point.some((value, axis) => byAxis[axis][value] === method));
-    clause.chosen.set(method, about);
+  if (!clause.chosen.has(limit)) {
+    const relied = consumer ? unfold(clause.users[consumer] ?? "") : "";
+    clause.chosen.set(limit, clause.points.map((point, number) => {
+      return (!named || point.some((value, axis) => byAxis[axis][value] === method)) && (!consumer || relied[number] === "y");
+    }));
   }
-  return clause.chosen.get(method);
+  return clause.chosen.get(limit);
 }
 
-/** How often each verdict was given on a clause by a column, at all points or those about a method. */
-function counts(clause, column, method = "") {
+/** How often each verdict was given on a clause by a column, at all points or those within a limit. */
+function counts(clause, column, limit = "") {
   const cell = clause.cells[column];
   cell.counted ??= new Map();
-  if (cell.counted.has(method)) return cell.counted.get(method);
+  if (cell.counted.has(limit)) return cell.counted.get(limit);
   const result = new Map();
   if (hasRows(cell)) {
-    const about = pointsOf(clause, method);
+    const about = pointsOf(clause, limit);
     for (const runs of cell[0]) {
       [...unfold(runs)].forEach((letter, point) => {
         if (letter !== NOTHING && (!about || about[point])) result.set(letter, (result.get(letter) ?? 0) + 1);
@@ -51,7 +58,7 @@ function counts(clause, column, method = "") {
   } else {
     result.set(cell[0], 0);
   }
-  cell.counted.set(method, result);
+  cell.counted.set(limit, result);
   return result;
 }
 
@@ -72,8 +79,8 @@ function inWords(count) {
 }
 
 /** Whether columns that judged a clause came to different ends. */
-function differs(clause, columns, method) {
-  const ends = columns.map((column) => worst(counts(clause, column, method))).filter((letter) => JUDGED.has(letter));
+function differs(clause, columns, limit) {
+  const ends = columns.map((column) => worst(counts(clause, column, limit))).filter((letter) => JUDGED.has(letter));
   return new Set(ends).size > 1;
 }
 
@@ -86,17 +93,21 @@ function haystack(clause) {
   return clause.haystack;
 }
 
+/** What the filters limit cells to. */
+const limitOf = ({ method, profile }) => limited(method, DATA.consumers.includes(profile) ? profile : "");
+
 /** Whether a clause passes the filters. */
 function matches(clause, filters, columns) {
   const { q, verdict, impl, profile, method, level, differ } = filters;
+  const limit = limitOf(filters);
   if (level && clause.level !== level) return false;
-  if (profile && clause.profile !== profile && !DATA.consumers[profile]?.includes(clause.id)) return false;
+  if (profile && clause.profile !== profile && !clause.users[profile]) return false;
   if (method && !methodsOf(clause).has(method)) return false;
   if (q && !q.toLowerCase().split(/\s+/).every((word) => haystack(clause).includes(word))) return false;
-  if (differ && !differs(clause, columns, method)) return false;
+  if (differ && !differs(clause, columns, limit)) return false;
   if (!verdict) return true;
   const among = impl ? columns.filter((column) => DATA.columns[column].label === impl) : columns;
-  return among.some((column) => [...counts(clause, column, method).keys()].some((letter) => {
+  return among.some((column) => [...counts(clause, column, limit).keys()].some((letter) => {
     return verdict === "red" ? isRed(letter) : VERDICTS.get(letter).name === verdict;
   }));
 }

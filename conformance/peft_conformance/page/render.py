@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from peft_conformance.language import Suite
 from peft_conformance.page.data import LETTERS, Column, collect, columns
-from peft_conformance.report import JUDGED, RED, VERDICTS, Results
+from peft_conformance.report import CONSUMER, JUDGED, RED, VERDICTS, Results
 
 HERE = Path(__file__).parent
 SCRIPTS = ("model.js", "cells.js", "clauses.js", "methods.js", "detail.js", "main.js")
@@ -66,7 +66,7 @@ def render(suite: Suite, reports: Sequence[Results]) -> str:
         for verdict in VERDICTS
     ]
     overview = [_overview(column, number) for number, column in enumerate(made)]
-    given = sum((counts for column in made for counts in column.results.counts().values()), Counter[str]())
+    given = sum((count for c in made for count in c.results.counts().values()), Counter[str]())
     return environment.get_template("page.html.j2").render(
         columns=overview,
         verdicts=verdicts,
@@ -85,8 +85,11 @@ def render(suite: Suite, reports: Sequence[Results]) -> str:
 def _overview(column: Column, number: int) -> dict[str, Any]:
     """A report as the first table shows it: counts for all checks, then for each profile."""
     counts = column.results.counts()
-    total = sum(counts.values(), Counter[str]())
-    return {**column.about(), "number": number, "rows": [("all profiles", total), *counts.items()]}
+    users = column.results.counts_for_consumers()
+    rows = [("all profiles", "all profiles", sum(counts.values(), Counter[str]()))]
+    rows += [(name, name, count) for name, count in counts.items()]
+    rows += [(name, f"{CONSUMER}{name}", count) for name, count in users.items()]
+    return {**column.about(), "number": number, "rows": rows}
 
 
 def _inline(text: str) -> Markup:
