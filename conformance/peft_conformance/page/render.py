@@ -70,7 +70,7 @@ def render(suite: Suite, reports: Sequence[Results]) -> str:
     return environment.get_template("page.html.j2").render(
         columns=overview,
         verdicts=verdicts,
-        shown=[verdict for verdict in verdicts if given[verdict["name"]]],
+        shown=[verdict for name, verdict in zip(VERDICTS, verdicts, strict=True) if given[name]],
         judged=[*JUDGED, "blocked"],  # the others are counted only, no clause of theirs can be shown
         clauses=len(data["clauses"]),
         checks=sum(len(column.results.rows) for column in made),
