@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from peft_conformance import processes
-from peft_conformance.worker import CLOSED, NO_MEMORY, how_it_ended, starved
+from peft_conformance.worker import CLOSED, LONGEST, NO_MEMORY, how_it_ended, starved
 
 STARTING = 180.0  # seconds that importing an implementation may take
 TAIL = 4000  # characters of stderr that are kept to explain a death
-LONGEST = 1 << 27  # bytes of an answer: no case has so much to tell
 PAUSE = 0.2  # seconds between two looks at whether the process still lives
 
 
 class Died(Exception):
-    """There is no observation; `kind` is that of the crash: died, channel, memory, raised."""
+    """There is no observation; `kind` is that of the crash: died, channel, memory, raised, huge."""
 
     def __init__(self, message: str, kind: str = "died") -> None:
         super().__init__(message)

@@ -27,6 +27,7 @@ from typing import Any, TextIO
 from peft_conformance.processes import limit_memory
 
 LOADED = ("torch", "transformers")  # packages whose versions a report states
+LONGEST = 1 << 26  # bytes of an answer
 CLOSED = 97  # exit status where the implementation has closed our channel
 # What Python, torch's allocator and C++ say when there is no memory left.
 NO_MEMORY = r"MemoryError|[Cc]an(no|')t allocate memory|bad_alloc|CUDA out of memory"
@@ -50,6 +51,9 @@ def main() -> None:
         if os.getpid() != me:  # a fork that has come back from the implementation: it has nothing to say
             os._exit(0)
         text = json.dumps(message, allow_nan=False)
+        if len(text) >= LONGEST:
+            said = f"an observation of {len(text) >> 20} MiB, where {LONGEST >> 20} are enough for any case"
+            text = json.dumps({"number": message["number"], "crash": {"kind": "huge", "message": said}})
         try:
             answers.write(text + "\n")
             answers.flush()

@@ -357,7 +357,6 @@ def disturb():
     torch.set_default_device("meta")
     torch.set_grad_enabled(False)
     torch.set_num_threads(3)
-    torch.use_deterministic_algorithms(True)
     torch.manual_seed(1)
 
 
@@ -397,7 +396,7 @@ WAYS = {
     "shut-all": lambda: os.closerange(0, 256),
     "forge": forge,
     "nan": lambda: float("nan"),
-    "huge": lambda: "x" * (1 << 28),
+    "huge": lambda: "x" * (1 << 27),
 }
 """
 CLAUSE = """
@@ -427,14 +426,14 @@ OBSERVED = {  # what the report says of each
     "base": "raised: Own: not for you",
     "interrupt": "raised: KeyboardInterrupt",
     "leave": "SystemExit: enough",
-    "gil": "timeout: no answer after 4 seconds",
-    "bytes": "memory: more than the 1024 MiB that it may have; MemoryError: ",
+    "gil": "timeout: no answer after 5 seconds",
+    "bytes": "memory: more than the 1024 MiB that it may have; MemoryError",
     "hoard": "memory: more than the 1024 MiB that it may have; RuntimeError: ",
     "shut": "channel: the implementation has closed our channel",
     "shut-all": "channel: the implementation has closed our channel",
     "forge": "channel: the implementation has written an answer of its own into our channel",
     "nan": None,
-    "huge": None,
+    "huge": "huge: an observation of 128 MiB, where 64 are enough for any case",
 }
 
 
@@ -467,11 +466,11 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     folder = tmp_path_factory.mktemp("apart")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FORK_LOG", str(folder / "daemons"))
-        return misbehave(folder, tuple(OBSERVED), time_limit=4, memory_limit=1024)
+        return misbehave(folder, tuple(OBSERVED), time_limit=5, memory_limit=1024)
 
 
 def told(outcome: Outcome, way: str) -> tuple[str, str]:
-    row = next(r for r in outcome.results.rows if r["id"].startswith(f"{way.replace('-', '_')}.bad"))
+    row = next(r for r in outcome.results.rows if r["id"] == f"{way.replace('-', '_')}.bad:sound")
     return row["verdict"], str(row["observed"])
 
 
@@ -492,7 +491,7 @@ def test_what_an_implementation_has_started_ends_with_it(apart: Outcome) -> None
 
 def test_in_our_process_too_one_case_does_not_harm_the_next(tmp_path: Path) -> None:
     here = misbehave(tmp_path, HERE_TOO, isolated="false")
-    here.lines.fnmatch_lines(["implementation: fork 1.0 *"])
+    assert here.results.header["implementation"]["isolated"] is False
     for way in HERE_TOO:
         assert (OBSERVED[way] or "") in told(here, way)[1]
         assert here.verdicts[f"{way}.next:sound"] == "pass"
