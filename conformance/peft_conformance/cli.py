@@ -292,12 +292,12 @@ Reports = Annotated[list[Path], typer.Argument(help="results.jsonl files, report
 
 @results_app.command("update")
 def update_results(reports: Reports) -> None:
-    """Write committed results from reports of the whole suite."""
-    from peft_conformance import committed
+    """Write committed results from reports of the whole suite; of a selection, the lines of its clauses."""
+    from peft_conformance import committed, upkeep
 
     suite = _suite()
     try:
-        documents = [committed.compact(results, suite) for results in committed.reports(reports)]
+        documents = [upkeep.update(results, suite) for results in upkeep.reports(reports)]
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     for document in documents:
@@ -311,10 +311,10 @@ def check_results(
     ] = None,
 ) -> None:
     """Whether the committed results are up to date; exit status 1, and where not, if they are not."""
-    from peft_conformance import committed
+    from peft_conformance import upkeep
 
     try:
-        found = committed.check(reports or [], None if reports else _suite())
+        found = upkeep.check(reports or [], None if reports else _suite())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     for line in found:

@@ -311,8 +311,15 @@ class Session:
         self.results, self.options = results, options
         self.stream = Stream(results, options.report) if options.report and not options.collectonly else None
         self.recording: Path | None = None
+        self.junit: Any = None
         self.taken_over = len(results.rows)
         self.start = time.monotonic()
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Look for pytest's JUnit report, in which checks are to be named as everywhere else."""
+        from _pytest.junitxml import xml_key
+
+        self.junit = session.config.stash.get(xml_key, None)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Without workers, what is to run is known now."""
@@ -369,10 +376,13 @@ class Session:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Gather the verdict that a report carries; on the controller it may come from any worker."""
-        restore_ids([report])
         row = json.loads(getattr(report, "row", "null"))
         if row and report.when == "call":
             self.add("check", row)
+            if self.junit is not None:
+                case = self.junit.node_reporter(report)
+                case.add_attribute("classname", row["clause"])
+                case.add_attribute("name", row["id"])
         if report.failed and not row and f"/{SUITE_FILE.name}::" in report.nodeid:
             name = report.nodeid.partition("::")[2]
             self.add("loose-end", {"name": name, "complaint": report.longreprtext})

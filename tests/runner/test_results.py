@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft_conformance import committed
+from peft_conformance import committed, upkeep
 from peft_conformance.committed import Document, Unfit
 from peft_conformance.expand import expand
 from peft_conformance.language import Suite, find_specs_dir, load_suite
@@ -90,7 +90,7 @@ def test_points_that_are_not_run_are_named(document: Document) -> None:
 
 
 def test_fresh_file_has_no_fault_without_known_failures(document: Document, tiny_suite: Suite) -> None:
-    assert committed.faults(document, tiny_suite) == []
+    assert upkeep.faults(document, tiny_suite) == []
 
 
 def _without_a_clause(document: Document) -> None:
@@ -119,7 +119,7 @@ def _with_an_unknown_failure(document: Document) -> None:
         (_without_a_clause, "good.refuses is not in the file"),
         (_with_an_unknown_clause, "good.gone is in the file"),
         (_with_a_point_less, "good.freezes:frozen: 1 points in the file, 2 in the suite"),
-        (_with_another_sum, "checks are pass by the lines"),
+        (_with_another_sum, "model, pass: "),
         (_with_an_unknown_failure, "good.refuses:frame is an expected failure in the file, and no known one"),
     ],
     ids=lambda value: getattr(value, "__name__", "")[1:],
@@ -128,7 +128,7 @@ def test_what_is_out_of_date_is_named(
     document: Document, tiny_suite: Suite, spoil: Callable[[Document], None], words: str
 ) -> None:
     spoil(document)
-    assert any(words in fault for fault in committed.faults(document, tiny_suite))
+    assert any(words in fault for fault in upkeep.faults(document, tiny_suite))
 
 
 @pytest.mark.parametrize("verdicts", [1, {"fail": 1}, {"expected-failure": 1}, {"blocked": 1}], ids=str)
@@ -137,39 +137,38 @@ def test_known_failure_that_the_file_does_not_show_is_named(
 ) -> None:
     entry = {"match": {"clause": "good.refuses", "check": "raises"}, "outcome": "fail", "because": "it is so"}
     known = committed.describe(committed.described()["reference"])
-    monkeypatch.setattr(committed, "describe", lambda _: replace(known, expectations=(entry,)))
+    monkeypatch.setattr(upkeep, "describe", lambda _: replace(known, expectations=(entry,)))
     document["clauses"]["good.refuses"]["checks"]["raises"] = verdicts
     shown = "good.refuses:raises is a known failure, and the file does not show it (it is so)"
     hidden = verdicts in (1, {"fail": 1})
-    assert (shown in committed.faults(document, tiny_suite, count=False)) is hidden
+    assert (shown in upkeep.faults(document, tiny_suite, count=False)) is hidden
 
 
 def test_report_is_compared_check_by_check(results: Results, document: Document) -> None:
-    assert committed.differences(document, results) == []
+    assert upkeep.differences(document, results) == []
     for row in results.rows:
         if row["clause"] == "good.freezes" and row["check"] == "frozen":
             row["verdict"] = "fail"
     gone = results.rows.pop(
         next(n for n, row in enumerate(results.rows) if row["id"] == "good.refuses:frame")
     )
-    assert committed.differences(document, results) == [
+    assert upkeep.differences(document, results) == [
         "good.freezes:frozen[dtype=bfloat16|float32]: committed pass, now fail",
         f"{gone['clause']}:frame: committed at 1 points, now at 0",
     ]
     results.header["selection"] = "good.freezes"  # of a part, what is missing says nothing
-    assert len(committed.differences(document, results)) == 1
+    assert len(upkeep.differences(document, results)) == 1
 
 
 @pytest.mark.parametrize(
     ("header", "complete", "words"),
     [
-        ({"matrix": "smoke"}, True, "is of a part of the suite"),
-        ({"selection": "good"}, True, "is of a part of the suite"),
-        ({"profiles": ["model"]}, True, "is of a part of the suite"),
+        ({"matrix": "smoke"}, True, "is not of the full matrix"),
+        ({"profiles": ["model"]}, True, "is not of the full matrix and all profiles"),
         ({}, False, "is incomplete"),
         ({"implementation": {"name": "mine", "version": "1", "api_level": "1.0"}}, True, "no description"),
     ],
-    ids=["matrix", "selection", "profile", "incomplete", "nobody's"],
+    ids=["matrix", "profile", "incomplete", "nobody's"],
 )
 def test_part_of_a_report_is_not_committed(
     results: Results, tiny_suite: Suite, header: dict[str, Any], complete: bool, words: str
@@ -178,6 +177,37 @@ def test_part_of_a_report_is_not_committed(
     results.complete = complete
     with pytest.raises(Unfit, match=words):
         committed.compact(results, tiny_suite)
+
+
+def test_report_of_some_clauses_brings_their_lines_up_to_date(
+    results: Results, document: Document, tiny_suite: Suite, place: Path
+) -> None:
+    results.header["selection"] = "good.freezes"
+    with pytest.raises(Unfit, match="is committed yet: run the whole suite"):
+        upkeep.update(results, tiny_suite)
+    committed.write(document)
+    results.rows = [{**row, "verdict": "fail"} for row in results.rows if row["clause"] == "good.freezes"]
+    again = upkeep.update(results, tiny_suite)
+    assert again["clauses"].pop("good.freezes")["checks"]["frozen"] == {"fail": 2}
+    assert again["counts"]["functional"]["fail"] == 7
+    del document["clauses"]["good.freezes"]
+    assert again["clauses"] == document["clauses"]
+    whole = results.rows
+    for part in ("float32]:", ":frozen"):
+        results.rows = [row for row in whole if part in row["id"]]
+        with pytest.raises(Unfit, match=r"a part of good.freezes is not in the report"):
+            upkeep.update(results, tiny_suite)
+
+
+def test_clause_that_nobody_ran_stays_missing(
+    results: Results, document: Document, tiny_suite: Suite, place: Path
+) -> None:
+    del document["clauses"]["good.refuses"]
+    committed.write(document)
+    results.header["selection"] = "good.freezes"
+    results.rows = [row for row in results.rows if row["clause"] == "good.freezes"]
+    again = upkeep.update(results, tiny_suite)
+    assert "good.refuses is not in the file" in upkeep.faults(again, tiny_suite)
 
 
 def test_environment_that_was_not_built_is_committed_as_such(results: Results, tiny_suite: Suite) -> None:
@@ -233,7 +263,7 @@ def suite() -> Suite:
 def test_committed_results_are_up_to_date(suite: Suite, file: Path) -> None:
     """Points are counted for the reference alone, which has most of them: to expand the suite takes time."""
     document = committed.read(file)
-    assert committed.faults(document, suite, count=file.parent.name == "reference") == []
+    assert upkeep.faults(document, suite, count=file.parent.name == "reference") == []
     assert file.stat().st_size < 400_000
 
 

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from peft_conformance.report import Results, brief, digest, plain, read, text_table
+from peft_conformance.report import (
+    FILE,
+    PART,
+    Results,
+    Stream,
+    brief,
+    comparison,
+    digest,
+    plain,
+    read,
+    read_partial,
+    resumable,
+    text_table,
+)
 
 HEADER = {
     "implementation": {"name": "mine", "version": "1", "module": "mine", "api_level": "1", "isolated": False},
@@ -46,6 +60,7 @@ def test_what_is_written_is_read_back(results: Results, tmp_path: Path) -> None:
     assert again.rows[1]["observed"] == "nan"
     assert (again.loose_ends, again.left_out) == (results.loose_ends, results.left_out)
     assert sorted(path.name for path in (tmp_path / "deep" / "report").iterdir()) == [
+        "badge-app.json",
         "badge-checkpoint.json",
         "badge-model.json",
         "results.jsonl",
@@ -113,3 +128,95 @@ def test_digest_has_one_line_for_all_cases_of_a_check() -> None:
 def test_plain_keeps_what_json_can_hold() -> None:
     value = {1: (True, None), "set": {"b", "a"}, "number": float("-inf"), "path": Path("x")}
     assert plain(value) == {"1": [True, None], "set": ["a", "b"], "number": "-inf", "path": repr(Path("x"))}
+
+
+@pytest.fixture
+def stream(results: Results, tmp_path: Path) -> Iterator[Stream]:
+    """The report of a run that has had two checks and a loose end, and goes on."""
+    (tmp_path / FILE).write_text("what an earlier run has left")
+    stream = Stream(Results({**results.header, "total": 3}, left_out=results.left_out), tmp_path)
+    stream.open()
+    for kind, lines in (("check", results.rows), ("loose-end", results.loose_ends)):
+        for line in lines:
+            stream.add(kind, line)
+    yield stream
+    stream.close()
+
+
+@pytest.mark.usefixtures("stream")
+def test_rows_are_there_while_a_run_goes_on(results: Results, tmp_path: Path) -> None:
+    assert [file.name for file in tmp_path.iterdir()] == [PART]
+    found = read_partial(tmp_path / PART)
+    assert (found.complete, found.header["total"]) == (False, 3)
+    assert [row["id"] for row in found.rows] == ["b.b:two", "a.a:one"]
+    assert found.loose_ends == results.loose_ends
+    with pytest.raises(ValueError, match="the footer is missing"):
+        read(tmp_path / PART)
+
+
+@pytest.mark.usefixtures("stream")
+def test_last_line_of_a_killed_run_may_be_cut_off_but_no_other(tmp_path: Path) -> None:
+    part = tmp_path / PART
+    text = part.read_text("utf-8")
+    part.write_text(text[:-10], "utf-8")
+    assert (len(read_partial(part).rows), read_partial(part).loose_ends) == (2, [])
+    part.write_text(text.replace('{"kind": "check", ', "", 1), "utf-8")
+    with pytest.raises(ValueError, match=r"part:2: no JSON object"):
+        read_partial(part)
+
+
+def test_end_of_a_run_puts_the_report_in_the_place_of_the_part(
+    results: Results, stream: Stream, tmp_path: Path
+) -> None:
+    stream.results.rows += results.rows
+    stream.results.complete, stream.results.seconds = False, 1.25
+    stream.close()
+    assert not (tmp_path / PART).exists()
+    found = read(tmp_path / FILE)
+    assert (found.complete, found.seconds) == (False, 1.2)
+    assert "INCOMPLETE: 2 of 3 checks have a verdict" in (tmp_path / "summary.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("change", "taken"), [({}, 2), ({"matrix": "smoke"}, 0), ({"torch": "3"}, 0)])
+def test_only_the_same_run_is_gone_on_with(
+    results: Results, stream: Stream, tmp_path: Path, change: dict[str, str], taken: int
+) -> None:
+    assert resumable(tmp_path / "elsewhere", HEADER) == []
+    assert len(resumable(tmp_path, {**HEADER, **change})) == taken
+    stream.results.rows += results.rows
+    stream.close()
+    assert len(resumable(tmp_path, {**HEADER, **change})) == taken
+
+
+def test_badge_counts_and_is_green_only_where_nothing_is_known_to_fail() -> None:
+    verdicts = {"a": ["pass"], "b": ["pass", "expected-failure"], "c": ["pass", "stale"]}
+    rows = [
+        row(f"{p}.x:{n}", v, profile=p, consumers=["me"])
+        for p, given in verdicts.items()
+        for n, v in enumerate(given)
+    ]
+    badges = Results(HEADER, rows).badges()
+    assert badges["b"] == {
+        "schemaVersion": 1,
+        "label": "mine 1 b",
+        "message": "1 pass, 1 expected",
+        "color": "yellow",
+    }
+    assert {name: badge["color"] for name, badge in badges.items()} == {
+        "a": "brightgreen",
+        "b": "yellow",
+        "c": "red",
+        "me": "red",
+    }
+    part = Results(HEADER, rows[:1], complete=False).badges()
+    assert (part["a"]["color"], part["a"]["message"]) == ("lightgrey", "incomplete: 1 pass")
+
+
+def test_comparison_has_a_row_for_each_implementation_and_profile() -> None:
+    table = comparison([("one 1", {"a": {"pass": 2}, "b": {"stale": 1, "info": 0}}), ("two 2", {})])
+    assert text_table(table) == [
+        "implementation  profile  pass  fail  stale",
+        "one 1           a           2     0      0",
+        "                b           0     0      1",
+        "two 2           -           0     0      0",
+    ]
