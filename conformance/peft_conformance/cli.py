@@ -49,11 +49,22 @@ def lint_specs(
         except SpecErrors as errors:
             found = errors.errors
         faults += [fault for fault in found if not chosen or fault.file in chosen]
+    if not paths and not faults:
+        faults += _faults_of_fixes(suite)
     for fault in faults:
         console.print(f"{_near(fault.file)}:{fault.line}: {fault.text}", markup=False)
     if faults:
         raise typer.Exit(1)
     console.print(f"{clauses} clauses, no fault")
+
+
+def _faults_of_fixes(suite: Suite) -> list[SpecError]:
+    from peft_conformance import fixes
+
+    try:
+        return fixes.faults(fixes.load_fixes(fixes.find_fixes()), suite)
+    except SpecErrors as errors:
+        return errors.errors
 
 
 def _folders(paths: list[Path]) -> Iterator[tuple[Path, set[Path]]]:
@@ -383,3 +394,35 @@ def write_page(
     text = page.render(_suite(specs), found)
     report.write_whole(output, text)
     console.print(f"{output}: {len(found)} columns, {len(text.encode()) / 1e6:.1f} MB", markup=False)
+
+
+@app.command("fixes")
+def show_fixes(
+    reports: Annotated[
+        list[Path] | None, typer.Argument(help="Reports of releases (--report DIR); without any, the page.")
+    ] = None,
+    compare: Annotated[bool, typer.Option("--committed", help="Compare with the committed results.")] = False,
+) -> None:
+    """Print docs/fixes.md, or whether results show each fix; exit status 1 when some say otherwise."""
+    from peft_conformance import fixes, report
+
+    try:
+        listed = fixes.load_fixes(fixes.find_fixes())
+        verdicts = fixes.of_committed(listed, _suite()) if compare else {}
+        for folder in reports or ():
+            results = report.read(folder / "results.jsonl")
+            found = verdicts.setdefault(results.header["implementation"]["version"], {})
+            found |= {row["id"]: row["verdict"] for row in results.rows}
+    except (SpecErrors, OSError, ValueError) as error:
+        console.print(str(error), markup=False)
+        raise typer.Exit(1) from None
+    if not reports and not compare:
+        console.file.write(fixes.page(listed))
+        return
+    wrong = False
+    for fix, word, against in fixes.seen(listed, verdicts):
+        console.print(f"{word:9}  {fix['release']} #{fix['pull']}  {fix['text']}", markup=False)
+        for line in against:
+            console.print(f"           {line}", markup=False)
+        wrong |= bool(against)
+    raise typer.Exit(int(wrong))

@@ -582,7 +582,10 @@ def delete_forgets_the_other_active(patch: Patches) -> None:
         return result
 
 
-@fake("delete_adapter does not reach the copies of modules_to_save.", caught_by=["delete.modules-to-save*:*"])
+@fake(
+    "delete_adapter does not reach the copies of modules_to_save.",
+    caught_by=["delete.modules-to-save*:*", "modules_to_save.deleted:copy-gone"],
+)
 def delete_forgets_modules_to_save(patch: Patches) -> None:
     @patch.replace(WRAPPER, "detach")
     def detach(original: Any, self: Any, adapter: str) -> Any:
@@ -591,7 +594,11 @@ def delete_forgets_modules_to_save(patch: Patches) -> None:
 
 @fake(
     "Deleting an adapter with a copy of a module puts another copy in the place of the original.",
-    caught_by=["delete.modules-to-save:original-kept", "delete.modules-to-save-unset:original-kept"],
+    caught_by=[
+        "delete.modules-to-save:original-kept",
+        "delete.modules-to-save-unset:original-kept",
+        "modules_to_save.deleted:original-kept",
+    ],
 )
 def delete_rebuilds_the_original(patch: Patches) -> None:
     @patch.replace(WRAPPER, "detach")

@@ -87,6 +87,7 @@ def scaling_ignores_rank_pattern(patch: Patches) -> None:
         "inject.patterns-scaling:rank-only",
         "lora_config.pattern-suffix:shapes",
         "lora_config.pattern-regex:rank",
+        "lora_config.patterns-apart:rank-only",
     ],
 )
 def ignores_rank_pattern(patch: Patches) -> None:
@@ -99,6 +100,7 @@ def ignores_rank_pattern(patch: Patches) -> None:
         "inject.patterns-scaling:alpha-only",
         "lora_config.pattern-scaling:alpha-scaling",
         "lora_config.pattern-regex:alpha",
+        "lora_config.patterns-apart:both",
     ],
 )
 def ignores_alpha_pattern(patch: Patches) -> None:

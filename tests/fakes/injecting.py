@@ -744,6 +744,7 @@ def rewrites_the_callers_config(patch: Patches) -> None:
         "inject_sd.meta:on-meta",
         "set_state_dict.fills-meta:meta-before",
         "mixed.low-memory:second",
+        "task.add-on-meta:on-meta",
     ],
 )
 def ignores_low_cpu_mem_usage(patch: Patches) -> None:
