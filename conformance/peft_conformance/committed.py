@@ -72,13 +72,23 @@ def compact(results: Results, suite: Suite) -> Document:
         checks.setdefault(row["check"], {}).setdefault(row["verdict"], []).append(row["axes"])
     present = {row["id"] for row in results.rows}
     left: dict[str, Counter[str]] = defaultdict(Counter)
+    missing = 0
     for clause, verdict, checks_of in expanded(suite, document):
         for id, axes in checks_of:
             if verdict != "run":
                 left[clause][verdict] += 1
-            elif id not in present:
+            elif id in present:
+                present.remove(id)
+            else:
+                missing += 1
                 check = found.setdefault(clause, {}).setdefault(id.rpartition(":")[2], {})
                 check.setdefault("not-run", []).append(axes)
+    not_run = sum(entry["checks"] for entry in results.left_out if entry["verdict"] == "not-run")
+    if present or (missing != not_run and not header.get("selection")):
+        raise Unfit(
+            f"{what} is of another suite: {len(present)} of its checks are none of ours, "
+            f"and {missing} of ours have no verdict where it counts {not_run} as not run"
+        )
     for clause in sorted({*found, *left}):
         line: dict[str, Any] = {"checks": {c: _told(v) for c, v in sorted(found.get(clause, {}).items())}}
         if left[clause]:

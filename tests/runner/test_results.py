@@ -179,6 +179,16 @@ def test_part_of_a_report_is_not_committed(
         committed.compact(results, tiny_suite)
 
 
+def test_report_of_another_suite_is_not_committed(results: Results, tiny_suite: Suite) -> None:
+    left_out, results.left_out = results.left_out, []
+    with pytest.raises(Unfit, match="2 of ours have no verdict where it counts 0 as not run"):
+        committed.compact(results, tiny_suite)
+    results.left_out = left_out
+    results.rows.append({**results.rows[0], "id": "good.gone:frame"})
+    with pytest.raises(Unfit, match="1 of its checks are none of ours"):
+        committed.compact(results, tiny_suite)
+
+
 def test_report_of_some_clauses_brings_their_lines_up_to_date(
     results: Results, document: Document, tiny_suite: Suite, place: Path
 ) -> None:
