@@ -322,7 +322,8 @@ class Bars(Display):
         super().__init__(console)
         self.progress = progress
         self.tasks: dict[str, TaskID] = {
-            run.name: progress.add_task(run.name, start=False, total=None, state="waits") for run in runs
+            run.name: progress.add_task(run.folder.name, start=False, total=None, state="waits")
+            for run in runs
         }
 
     def update(self, run: Run) -> None:
