@@ -33,7 +33,7 @@ function clauseCell(clause, column, limit, compact) {
   const letter = worst(count);
   if (letter === NOTHING) return h("td", { class: "blank" }, h("span", { class: "sr" }, "no check"));
   const { name, word, symbol } = VERDICTS.get(letter);
-  const label = [`${word}${share(letter, count) ? `, ${share(letter, count)}` : ""}`, inWords(count)].filter(Boolean).join(": ");
+  const label = [`${word} ${share(letter, count)}`.trim(), inWords(count)].filter(Boolean).join(": ");
   return h("td", { class: `g-${name}` }, h("button", {
     type: "button", class: "cell", tabindex: "-1", "aria-haspopup": "dialog", "aria-label": label,
     "data-clause": clause.id, "data-column": column, "data-limit": limit || null,

@@ -130,7 +130,7 @@ function scriptOf(blocks) {
     told.textContent = done ? "The script is copied." : "The browser does not let a page copy.";
   } }, "Copy");
   return h("div", { class: "script" }, h("div", { class: "head" }, h("h5", {}, "A script that shows it"), told, button),
-    h("pre", { tabindex: "0", role: "region", "aria-label": "Reproducing script" }, h("code", {}, text)));
+    h("pre", { tabindex: "0" }, h("code", {}, text)));
 }
 
 /** Put a text on the clipboard; from file:// some browsers only know the old way. */

@@ -3,6 +3,7 @@
 const FILTERS = ["q", "verdict", "impl", "profile", "method", "level", "group", "differ"];
 const EMPTY = { view: "overview", ...Object.fromEntries(FILTERS.map((name) => [name, ""])), fix: "impl", pick: "", open: "", column: "", of: "" };
 const VIEWS = { overview: () => {}, clauses: showClauses, methods: showMethods };
+const MANY = 4; // columns from which on the overview begins without its profiles
 const form = document.getElementById("filters");
 let state = { ...EMPTY, hide: [] };
 let opener = null; // what was pressed to open the dialog
@@ -31,9 +32,9 @@ function change(what, push = false) {
 }
 
 function show() {
-  document.documentElement.dataset.view = state.view;
+  document.documentElement.dataset.shown = state.view;
   for (const view of Object.keys(VIEWS)) document.getElementById(view).hidden = view !== state.view;
-  for (const link of document.querySelectorAll("[data-view]")) {
+  for (const link of document.querySelectorAll("nav [data-view]")) {
     if (link.dataset.view === state.view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
@@ -141,7 +142,7 @@ document.getElementById("skip").addEventListener("click", (event) => {
   event.preventDefault();
   document.getElementById("main").focus();
 });
-for (const link of document.querySelectorAll("[data-view]")) {
+for (const link of document.querySelectorAll("nav [data-view]")) {
   link.addEventListener("click", (event) => {
     event.preventDefault();
     change({ view: link.dataset.view }, true);
@@ -160,6 +161,16 @@ for (const place of document.querySelectorAll("#overview td[data-verdict]")) {
     onclick: (event) => { event.preventDefault(); forgetOpened(); change({ ...filters, hide: [] }, true); },
   }, text));
 }
+
+const profiles = document.getElementById("profiles");
+function showProfiles(open) {
+  document.getElementById("counts").classList.toggle("brief", !open);
+  profiles.setAttribute("aria-expanded", String(open));
+  profiles.textContent = open ? "Hide profiles" : "Show profiles";
+}
+profiles.hidden = false;
+profiles.addEventListener("click", () => showProfiles(profiles.getAttribute("aria-expanded") !== "true"));
+showProfiles(DATA.columns.length <= MANY);
 
 const THEMES = ["system", "light", "dark"];
 const theme = document.getElementById("theme");

@@ -118,7 +118,8 @@ function capability(law, method, column) {
   if (hasRows(law.cells[column]) && count.size) return { letter: worst(count), count };
   const number = DATA.methods.findIndex(([name]) => name === method);
   const lacks = DATA.columns[column].lacks[method];
-  if (!law.speaks.includes(method)) return { letter: NOTHING, why: "this law does not speak of this method" };
+  const whole = DATA.columns.some(({ matrix, built }) => built && matrix === "full");
+  if (!law.speaks.includes(method) || (whole && !methodsOf(law).has(method))) return { letter: NOTHING, why: "this law does not speak of this method" };
   if (DATA.absent[number][column]) return { letter: "a", why: `the method is part of API ${DATA.methods[number][2]}` };
   if (lacks) return { letter: "u", why: lacks };
   if (!hasRows(law.cells[column])) return { letter: law.cells[column][0], why: said(law.cells[column][1]) };
