@@ -123,3 +123,37 @@ def test_run_hands_further_arguments_to_pytest(
     )
     assert result.exit_code == 0
     assert capfd.readouterr().out.count("::good.refuses:") == 3
+
+
+NEVER_GREEN = {
+    "mistyped": (["--impl=referense"], "unknown implementation 'referense'; did you mean 'reference'?"),
+    "missing package": (["--impl=no_such_fork"], "unknown implementation 'no_such_fork'"),
+    "nothing selected": ([*arguments("tiny")[len(PLUGINS) :], "-k", "no-such-check"], "NOTHING WAS JUDGED"),
+    "all left out": ([*arguments("tiny")[len(PLUGINS) :], "-k", "good.not-offered"], "NOTHING WAS JUDGED"),
+}
+
+
+@pytest.mark.parametrize("fault", NEVER_GREEN)
+def test_run_of_what_cannot_be_judged_is_never_green(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    words, message = NEVER_GREEN[fault]
+    paths = [str(IMPLEMENTATIONS), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    for name, value in ALONE.items():
+        monkeypatch.setenv(name, value)
+    specs = [] if any(word.startswith("--specs") for word in words) else [f"--specs={SPECS}"]
+    result = invoke("run", *words, *specs, *PLUGINS, "-q")
+    assert result.exit_code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED)
+    said = capfd.readouterr()
+    assert message in said.out + said.err
+
+
+def test_list_of_a_consumer_has_what_it_relies_on_and_show_says_why() -> None:
+    listed = invoke("list", "--profile", "serving").output
+    assert "get_state_dict.documented-key" in listed
+    assert "mixed.create" not in listed
+    assert "used by  serving: " in invoke("show", "get_state_dict.documented-key").output
+    refused = invoke("list", "--profile", "servin")
+    assert refused.exit_code == 2
+    assert "did you mean 'serving'?" in refused.output
