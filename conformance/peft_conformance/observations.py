@@ -248,7 +248,11 @@ class Recording:
 
 def find(path: Path) -> Path:
     """The file of a recording, which may be named by the report's folder that holds it."""
-    return path / FILE if path.is_dir() else path
+    if not path.is_dir() or (path / FILE).is_file():
+        return path / FILE if path.is_dir() else path
+    left = ", ".join(p.name for p in parts(path))
+    why = f"its run has not come to its end and has left {left}" if left else "was it run with --record?"
+    raise ValueError(f"{path}: there is no {FILE}; {why}")
 
 
 def read(paths: Iterable[Path], *, partial: bool = False) -> Recording:

@@ -273,6 +273,14 @@ def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
     assert judge(tmp_path / "nowhere.gz").exit_code == 2
 
 
+def test_folder_without_a_recording_is_told_with_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="was it run with --record"):
+        read([tmp_path])
+    record(observations.part(tmp_path, "gw0"), ["a.b"])
+    with pytest.raises(ValueError, match=r"has left observations\.gw0\.part"):
+        read([tmp_path])
+
+
 # Merging
 
 
@@ -315,6 +323,11 @@ def test_observations_of_two_programs_are_kept_apart(tmp_path: Path) -> None:
     found = recording.observation("a.b", observations.digest(old.program))
     assert (found["entities"]["x"], recording.notes) == ("old", [])
     assert recording.observation("a.b")["entities"]["x"] == "new"
+    again = tmp_path / "again.gz"
+    writer = Writer(again, HEADER)
+    writer.add(old, observation("old"))
+    writer.close()
+    assert read([tmp_path / "x.gz", again]).observation("a.b")["entities"]["x"] == "old"
 
 
 def test_two_implementations_are_no_recording(tmp_path: Path) -> None:
