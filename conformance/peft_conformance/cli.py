@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
@@ -30,20 +32,28 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="The conformance suite for PEFT-style adapters."
 )
 console = Console(highlight=False, soft_wrap=True)
+warnings = Console(highlight=False, soft_wrap=True, stderr=True, style="yellow")
 
 
 @app.command("lint")
 def lint_specs(
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="Spec folders or files; without any, our own.")
+        list[Path] | None,
+        typer.Argument(help="Spec folders or files, or descriptions of implementations; none: our own."),
     ] = None,
 ) -> None:
-    """Check spec files: every fault with its file and line; exit status 1 when there is one."""
+    """Check specs and known failures: every fault with its file and line; exit status 1 when there is one."""
+    from peft_conformance.descriptions import described
+    from peft_conformance.lint_expectations import is_description, lint_expectations
+
     faults: list[SpecError] = []
     clauses = 0
-    for folder, chosen in _folders(paths or [find_specs_dir()]):
+    descriptions = [path for path in paths or () if is_description(path)]
+    rest = [path for path in paths or [find_specs_dir()] if path not in descriptions]
+    suites: dict[Path, Suite] = {}
+    for folder, chosen in _folders(rest):
         try:
-            suite = load_suite(folder)
+            suite = suites[folder.resolve()] = load_suite(folder)
             found = faults_of(suite)
             clauses += sum(not chosen or clause.file in chosen for clause in suite.clauses)
         except SpecErrors as errors:
@@ -51,6 +61,13 @@ def lint_specs(
         faults += [fault for fault in found if not chosen or fault.file in chosen]
     if not paths and not faults:
         faults += _faults_of_fixes(suite)
+    files = descriptions if paths else [*described().values()]
+    if files and (ours := suites.get(find_specs_dir().resolve()) or _suite()):
+        for file in files:
+            found, late = lint_expectations(file, ours, date.today())
+            faults += found
+            for entry in late:
+                warnings.print(f"{_near(file)}:{entry.line}: to be reviewed by {entry.text}", markup=False)
     for fault in faults:
         console.print(f"{_near(fault.file)}:{fault.line}: {fault.text}", markup=False)
     if faults:
@@ -65,6 +82,39 @@ def _faults_of_fixes(suite: Suite) -> list[SpecError]:
         return fixes.faults(fixes.load_fixes(fixes.find_fixes()), suite)
     except SpecErrors as errors:
         return errors.errors
+
+
+@app.command("propose-expectations")
+def propose_expectations(
+    report: Annotated[Path, typer.Argument(help="results.jsonl of a run, or the folder that it lies in.")],
+    versions: Annotated[
+        str | None,
+        typer.Option(help="PEP 440 range of the entries; without it, just the version of the run."),
+    ] = None,
+    impl: Annotated[
+        str | None, typer.Option(help="Whose known failures count, where the report does not name ours.")
+    ] = None,
+) -> None:
+    """Print entries for what a report shows red, and which known failures are outdated; writes nothing."""
+    from peft_conformance.descriptions import described
+    from peft_conformance.implementations import find
+    from peft_conformance.propose import propose
+    from peft_conformance.report import read
+
+    file = report / "results.jsonl" if report.is_dir() else report
+    try:
+        SpecifierSet(versions or "")
+        results = read(file)
+        name = impl or results.header["implementation"]["name"]
+        known = find(name).expectations if impl or name in described() else ()
+        proposal = propose(results, known, versions, date.today())
+    except InvalidSpecifier:
+        raise typer.BadParameter(f"--versions {versions!r} is no PEP 440 range, such as '>=0.21'") from None
+    except OSError as error:
+        raise typer.BadParameter(f"{file}: {error.strerror}") from None
+    except (ValueError, ImplementationError) as error:
+        raise typer.BadParameter(str(error)) from None
+    console.file.write(proposal.text())
 
 
 def _folders(paths: list[Path]) -> Iterator[tuple[Path, set[Path]]]:

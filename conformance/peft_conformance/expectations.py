@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
+from packaging.version import InvalidVersion, Version
+
 from peft_conformance import plain
 from peft_conformance.cases import Verdict, plain_text
 from peft_conformance.ranges import contains
@@ -44,6 +46,14 @@ def places(entry: Entry) -> Iterator[Place]:
     for match in _listed(entry["match"]):
         axes = {axis: _listed(values) for axis, values in match.get("axes", {}).items()}
         yield from (Place(match["clause"], check, axes) for check in _listed(match["check"]))
+
+
+def known_version(version: str | None, api_level: str) -> str:
+    """What the `versions` of entries are compared with: the implementation's version, if it is one."""
+    try:
+        return str(Version(version or ""))
+    except InvalidVersion:
+        return api_level
 
 
 def overdue(entries: Iterable[Entry], today: date) -> list[Entry]:

@@ -89,7 +89,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
 
 _CORE = "tag:yaml.org,2002:"
-_SCALARS: dict[
+SCALARS: dict[
     str, tuple[str | None, list[str], Any]
 ] = {  # tag -> (pattern of a plain scalar, its first characters, its value)
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""], lambda text: None),
@@ -106,7 +106,7 @@ _SCALARS: dict[
     ),
     "str": (None, [], str),
 }
-for _name, (_pattern, _first, _) in _SCALARS.items():
+for _name, (_pattern, _first, _) in SCALARS.items():
     if _pattern is not None:
         _Loader.add_implicit_resolver(_CORE + _name, re.compile(f"(?:{_pattern})$"), _first)
 
@@ -142,7 +142,7 @@ class _Reader:
                 items.lines.append(child.start_mark.line + 1)
                 items.append(self.value(child))
             return items
-        if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
+        if isinstance(node, yaml.ScalarNode) and kind in SCALARS:
             return self.scalar(node, kind)
         tag = node.tag.replace(_CORE, "!!")
         self.error(node, f"tag {tag} is not allowed: specs hold plain data")
@@ -165,7 +165,7 @@ class _Reader:
 
     def scalar(self, node: yaml.ScalarNode, kind: str) -> Any:
         try:
-            value = _SCALARS[kind][2](node.value)
+            value = SCALARS[kind][2](node.value)
         except ValueError:
             self.error(node, f"{node.value!r} is no {kind}")
             return None

@@ -285,7 +285,7 @@ def closing(results: Results) -> Iterator[tuple[str, str | None]]:
     if results.counts():
         yield from ((line, None) for line in (*text_table(results.table()), *few(results.reasons(), limit=8)))
     if results.overdue:
-        yield f"{len(results.overdue)} known failures were to be reviewed by now:", "yellow"
+        yield f"known failures to be reviewed by now: {len(results.overdue)}", "yellow"
         yield from ((f"  {line}", "yellow") for line in few(results.overdue))
     if not results.judged:
         yield "NOTHING WAS JUDGED: no check was selected, or every one of them was left out.", "red"

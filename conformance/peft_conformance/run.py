@@ -22,7 +22,7 @@ from peft_conformance.cases import Case, Check, Clause, Verdict
 from peft_conformance.descriptions import described, is_version
 from peft_conformance.environments import ImplementationError
 from peft_conformance.expand import Expansion, expand, flat
-from peft_conformance.expectations import KnownFailures, overdue, review_lines
+from peft_conformance.expectations import KnownFailures, known_version, overdue, review_lines
 from peft_conformance.fingerprint import implementation_digest, suite_fingerprint
 from peft_conformance.implementations import (
     Implementation,
@@ -105,9 +105,8 @@ class Run:
 
     def _learn_level(self) -> None:
         self.api_level = self.options.api_level or self.implementation.api_level
-        version = self.implementation.version
-        self.version = version if is_version(version) else self.api_level
-        self.known = KnownFailures(self.implementation.expectations, self.version)
+        version = known_version(self.implementation.version, self.api_level)
+        self.known = KnownFailures(self.implementation.expectations, version)
 
     def _not_built(self, reason: str) -> Results | None:
         """Results that say of each check that it was not run, and why; None where nobody knows what of."""

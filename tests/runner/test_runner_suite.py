@@ -162,6 +162,14 @@ def test_known_failure_is_xfailed_with_its_reason(known: Outcome) -> None:
     known.lines.fnmatch_lines(["profile * expected  stale  changed *"])
 
 
+def test_known_failure_that_was_to_be_reviewed_is_told_and_not_red(known: Outcome) -> None:
+    line = "2001-01-01 bad.value:returns-something: returns nothing where a list is asked for"
+    known.lines.fnmatch_lines(["known failures to be reviewed by now: 1", f"  {line}"])
+    assert known.results.overdue == [line]
+    summary = (known.folder / "report" / "summary.md").read_text("utf-8")
+    assert f"## Known failures to review\n\n- {line}\n" in summary
+
+
 def test_known_failure_that_holds_is_stale(known: Outcome) -> None:
     assert known.verdicts["good.freezes[dtype=bfloat16]:frozen"] == "stale"
     assert "good.freezes[dtype=bfloat16]:frozen" in known.red
