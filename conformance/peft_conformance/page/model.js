@@ -119,9 +119,11 @@ function capability(law, method, column) {
   const number = DATA.methods.findIndex(([name]) => name === method);
   const lacks = DATA.columns[column].lacks[method];
   const whole = DATA.columns.some(({ matrix, built }) => built && matrix === "full");
-  if (!law.speaks.includes(method) || (whole && !methodsOf(law).has(method))) return { letter: NOTHING, why: "this law does not speak of this method" };
+  const silent = { letter: NOTHING, why: "this law has no case of this method" };
+  if (!law.speaks.includes(method)) return silent;
   if (DATA.absent[number][column]) return { letter: "a", why: `the method is part of API ${DATA.methods[number][2]}` };
   if (lacks) return { letter: "u", why: lacks };
+  if (whole && !methodsOf(law).has(method)) return silent; // its layers are not the law's
   if (!hasRows(law.cells[column])) return { letter: law.cells[column][0], why: said(law.cells[column][1]) };
   return { letter: "n", why: "no check in this report" };
 }
