@@ -84,7 +84,8 @@ class Run:
             try:
                 self.implementation = _implementation(options)
             except Refusal as refusal:
-                refusal.results = self._not_built(str(refusal).partition(f"{options.implementation}: ")[2])
+                if reason := str(refusal).partition(f"--impl {options.implementation}: ")[2]:
+                    refusal.results = self._not_built(reason)
                 raise
         self.device: str = self.machine["device"]
         self._learn_level()
