@@ -27,11 +27,11 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
         (folder / name).unlink(missing_ok=True)
     try:
         status = subprocess.call([sys.executable, "-m", "pytest", *arguments(environment, folder)])
-        results: report.Results | None = report.read(folder / report.FILE)
+        found = report.read(folder / report.FILE)
     except (OSError, ValueError) as error:
         results, status, reason = None, status_of(error), str(error)
     else:
-        reason = complaint(results, status)
+        results, reason = found, complaint(found, status)
     summary = "" if results is None else (folder / "summary.md").read_text("utf-8")
     if reason:
         print(f"::error title=peft-conformance::{' '.join(reason.split())}")
