@@ -269,8 +269,10 @@ class Matrix:
         parts.append(report.bullets("Runs", listed))
         for run in self.runs:
             if run.results:
-                found = run.results.having(*report.RED)
-                parts.append(report.bullets(f"Red: {run.label}", report.digest(found)))
+                found = report.digest(run.results.having(*report.RED))
+                ends = ((end["name"], end["complaint"].partition("\n")[0]) for end in run.results.loose_ends)
+                found += [f"`{name}`: {complaint}" for name, complaint in ends]
+                parts.append(report.bullets(f"Red: {run.label}", found))
         report.write_whole(folder / "matrix.md", "\n".join(part for part in parts if part))
         entries = [self._entry(run, folder) for run in self.runs]
         whole = {"format": report.FORMAT, "interrupted": self.interrupted, "runs": entries}
