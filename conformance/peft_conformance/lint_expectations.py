@@ -29,15 +29,17 @@ def lint_expectations(file: Path, suite: Suite, today: date) -> tuple[list[SpecE
     """The faults of a description, and those of its known failures that were to be reviewed by now."""
     try:
         data = read_yaml(file)
-    except SpecErrors as errors:
-        return errors.errors, []
+    except SpecErrors as unreadable:
+        return unreadable.errors, []
     if errors := schema_errors(file, data, "implementation.schema.json"):
         return errors, []
     entries = data.get("expectations", Seq(1))
     clauses = {clause.id: clause for clause in suite.clauses}
     by_release = data["api_level"] == "package"
     found = [fault for entry in entries for fault in _faults(file, entry, clauses, by_release)]
-    late = [SpecError(file, entry.line, review_lines([entry])[0]) for entry in overdue(entries, today)]
+    late = [
+        SpecError(file, entry.line, review_lines([entry])[0]) for entry in entries if overdue([entry], today)
+    ]
     return sorted({*found, *_repetitions(file, entries)}), late
 
 
