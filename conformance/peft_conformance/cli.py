@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
@@ -261,6 +261,42 @@ def run_suite(
     """Run the suite against an implementation; further arguments are pytest's (-n 2, -k …, --report DIR)."""
     suite = ["--pyargs", "peft_conformance.test_conformance", f"--impl={impl}"]
     raise typer.Exit(subprocess.call([sys.executable, "-m", "pytest", *suite, *context.args]))
+
+
+@app.command("diff")
+def compare_two(
+    left: Annotated[str, typer.Argument(help="What one comes from: as for --impl, or a recording.")],
+    right: Annotated[str, typer.Argument(help="What one moves to.")],
+    matrix: Annotated[
+        Literal["smoke", "pairwise", "full"],
+        typer.Option(help="How many points of each clause are compared."),
+    ] = "smoke",
+    profile: Annotated[list[str] | None, typer.Option(help="Only this profile (repeatable).")] = None,
+    clause: Annotated[
+        list[str] | None, typer.Option(help="Only clauses that begin so, or fit the pattern (repeatable).")
+    ] = None,
+    form: Annotated[
+        Literal["terminal", "markdown", "json"], typer.Option("--format", help="What is written.")
+    ] = "terminal",
+    everything: Annotated[bool, typer.Option("--all", help="Every line, not only the most telling.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write into this file.")] = None,
+    specs: Annotated[Path | None, typer.Option(help="Use the specs in this folder, not our own.")] = None,
+) -> None:
+    """What changes from LEFT to RIGHT: verdicts, what they do, what they offer.
+
+    LEFT and RIGHT are as for --impl, or what --record has kept: a report's folder, its observations.jsonl.gz.
+    Exit status: 0 when no check turned red, 1 when one did, 2 for a mistake in the arguments, 3 when
+    interrupted; what was performed of a known release is kept, so that the same command goes on.
+    """
+    from peft_conformance.diff.command import compare_and_tell
+
+    try:
+        red = compare_and_tell(
+            left, right, matrix, profile or [], clause or [], form, everything, output, specs
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    raise typer.Exit(red)
 
 
 @app.command("judge")

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 from peft_conformance import plain
@@ -15,6 +16,7 @@ from peft_conformance.implementations import Implementation
 
 HERE = Path(__file__).resolve().parent
 VERDICTS_COME_FROM = ("run", "worker")  # and from all that these import
+OBSERVATIONS_COME_FROM = ("worker",)
 LENGTH = 12
 
 
@@ -23,7 +25,7 @@ def suite_fingerprint(specs: Path, snapshots: Path) -> str:
     """Of the specs, the snapshots and the code that verdicts come from: two runs with the same one may be
     put together.
     """
-    code = (HERE / f"{name}.py" for name in sorted(_reached()))
+    code = (HERE / f"{name}.py" for name in sorted(_reached(VERDICTS_COME_FROM)))
     files = [*specs.rglob("*.yaml"), *specs.rglob("*.json"), *snapshots.glob("*.txt")]
     return _digest([*_contents(sorted(files)), *_contents(code)])
 
@@ -34,6 +36,30 @@ def implementation_digest(implementation: Implementation, known: KnownFailures) 
     claims: list[object] = [i.module, i.api_level, i.offers, i.lacks, i.names, i.isolated, i.baseline]
     claims += [i.time_limit, i.memory_limit]
     return _digest([plain.text([*claims, *known.entries], 1 << 30).encode(), *_contents(_code(i))])
+
+
+def behaviour_digest(implementation: Implementation) -> str:
+    """Of what an observation depends on beside its program: the implementation's code, the driver's, and
+    what both run with.
+    """
+    driver = (HERE / f"{name}.py" for name in sorted(_reached(OBSERVATIONS_COME_FROM)))
+    i = implementation
+    around = [
+        i.module,
+        i.names,
+        i.time_limit,
+        i.paths,
+        sys.version,
+        *map(_installed, ("torch", "transformers")),
+    ]
+    return _digest([plain.text(around, 1 << 30).encode(), *_contents(_code(i)), *_contents(driver)])
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _code(implementation: Implementation) -> list[Path]:
@@ -48,9 +74,9 @@ def _code(implementation: Implementation) -> list[Path]:
     return []
 
 
-def _reached() -> set[str]:
-    """The modules of ours that verdicts come from."""
-    reached, ahead = set[str](), [*VERDICTS_COME_FROM]
+def _reached(start: Iterable[str]) -> set[str]:
+    """These modules of ours, and all that they import."""
+    reached, ahead = set[str](), [*start]
     while ahead:
         if (name := ahead.pop()) not in reached:
             reached.add(name)

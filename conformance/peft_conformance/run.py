@@ -215,7 +215,7 @@ class Run:
         observation = self.implementation.execute(case.program)
         if self.recorder:
             self.recorder.add(case, observation)
-        verdicts = judge(case, observation, self.suite, snapshots=self._stored(case))
+        verdicts = judge(case, observation, self.suite, snapshots=self.stored(case))
         return [self.known.apply(verdict) for verdict in verdicts]
 
     def _not_run(self, case: Case) -> str | None:
@@ -224,6 +224,10 @@ class Run:
             return reason
         reason = self.implementation.unavailable(case.program)
         return None if reason and self._blocked(case) else reason
+
+    def cannot(self, case: Case) -> str | None:
+        """Why there is nothing to observe of a case: something is not there, or it was not recorded."""
+        return self._absent(case) or self.implementation.unavailable(case.program)
 
     def _blocked(self, case: Case) -> str | None:
         """Which check of a clause that this one needs is red."""
@@ -269,7 +273,7 @@ class Run:
 
     # Snapshots
 
-    def _stored(self, case: Case) -> dict[str, str]:
+    def stored(self, case: Case) -> dict[str, str]:
         """The stored snapshots of a case, by check id."""
         files = {c.id: self.snapshots / snapshot_file(case, c) for c in case.checks if c.word == "snapshot"}
         return {check: file.read_text(encoding="utf-8") for check, file in files.items() if file.is_file()}

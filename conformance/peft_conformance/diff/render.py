@@ -1,0 +1,189 @@
+"""A comparison for people: a page for the terminal, and Markdown for a comment on a pull request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peft_conformance import plain
+from peft_conformance.diff import Difference, findings, surfaces, verdicts
+
+LINES = 60  # of a page, unless everything is asked for
+COMMENT = 60_000  # characters: what a comment on a pull request may have
+
+
+@dataclass(frozen=True)
+class Block:
+    """Lines under a heading; `total` counts what they stand for."""
+
+    heading: str
+    lines: list[str]
+    telling: int = 0  # the smaller, the sooner it gets a line
+
+
+def terminal(difference: Difference, *, everything: bool = False) -> list[tuple[str, str | None]]:
+    """Lines and their styles: a page that tells the most important, or everything."""
+    found = blocks(difference)
+    room = LINES - len(_opening(difference)) - 2 * len(found)
+    shown = {id(b): len(b.lines) for b in found} if everything else _shares(found, room)
+    lines: list[tuple[str, str | None]] = [
+        (line, "bold" if i == 0 else None) for i, line in enumerate(_opening(difference))
+    ]
+    left_out = 0
+    for block in found:
+        lines.append((block.heading, "bold"))
+        lines += [
+            (f"  {line if everything else plain.text(line, 230)}", None)
+            for line in block.lines[: shown[id(block)]]
+        ]
+        if more := len(block.lines) - shown[id(block)]:
+            left_out += more
+            lines.append((f"  … and {more} more", "dim"))
+    if left_out:
+        lines.append(
+            (f"{left_out} lines are left out: --all shows them, --format json has every case.", "dim")
+        )
+    return lines
+
+
+def _shares(found: Sequence[Block], room: int) -> dict[int, int]:
+    """How many lines each block gets: one each, then the more telling ones up to their share."""
+    shares = {id(block): 1 for block in found}
+    room -= len(found)
+    for limit in (4, 8, 16, 99):
+        for block in sorted(found, key=lambda b: b.telling):
+            more = max(0, min(len(block.lines), limit) - shares[id(block)])
+            take = min(more, max(0, room))
+            shares[id(block)] += take
+            room -= take
+    return shares
+
+
+def markdown(difference: Difference, limit: int = COMMENT) -> str:
+    """A summary that is seen, and all else behind headings that open; never longer than a comment may be."""
+    title, *opening = _opening(difference)
+    parts = [f"## {title}\n", *(f"{line}  " for line in opening), ""]
+    found = blocks(difference)
+    room = limit - sum(map(len, parts)) - 200 * len(found)
+    for number, block in enumerate(found):
+        share = room // (len(found) - number)
+        listed, size = [], 0
+        for line in block.lines:
+            entry = f"- {_escaped(plain.text(line, 900))}"
+            if size + len(entry) + 1 > share:
+                listed.append(f"- … and {len(block.lines) - len(listed)} more")
+                break
+            listed.append(entry)
+            size += len(entry) + 1
+        room -= size
+        opened = " open" if block.telling == 0 else ""
+        parts += [f"<details{opened}><summary>{block.heading}</summary>\n", *listed, "\n</details>\n"]
+    return "\n".join(parts)
+
+
+def _escaped(line: str) -> str:
+    return line.replace("<", "&lt;").replace(">", "&gt;").replace("|", "\\|").replace("*", "\\*")
+
+
+def _opening(difference: Difference) -> list[str]:
+    """Who is compared with whom, with what, and how it ended."""
+    sides = difference.left, difference.right
+    names = [f"{side['implementation']['name']} {side['implementation']['version']}" for side in sides]
+    levels = [side["implementation"]["api_level"] for side in sides]
+    lines = [f"From {names[0]} to {names[1]}"]
+    about = [
+        f"{difference.compared} programs compared, matrix {difference.selection['matrix']}",
+        f"API levels {levels[0]} and {levels[1]}",
+        *(f"{p} {difference.right[p]}" for p in ("torch", "transformers") if difference.right[p]),
+    ]
+    lines.append(" · ".join(about))
+    lines += difference.notes
+    if difference.not_compared:
+        reasons = [f"{number} {reason}" for reason, number in difference.not_compared.items()]
+        lines.append(f"Not compared: {'; '.join(plain.few(reasons))}")
+    counts = verdicts.totals(difference.turns)
+    told = [f"{count['checks']} {_words(turn)}" for turn, count in counts.items()]
+    lines.append(f"Checks: {'; '.join(told) or 'every verdict is the same'}")
+    return lines
+
+
+def _words(turn: str) -> str:
+    heading = verdicts.TURNS[turn]
+    return heading[0].lower() + heading[1:]
+
+
+def blocks(difference: Difference) -> list[Block]:
+    """Everything that was found, in the order of its weight."""
+    found = []
+    for turn, heading in verdicts.TURNS.items():
+        these = [t for t in difference.turns if t.turn == turn]
+        if these and turn in verdicts.TELLING:
+            checks = sum(len(t.points) for t in these)
+            heading = f"{heading}: {checks} checks of {len({t.clause for t in these})} clauses"
+            found.append(
+                Block(heading, [_turn(t) for t in these], 0 if turn == "red" else 3 if turn == "green" else 2)
+            )
+    for kind, heading in findings.KINDS.items():
+        these = [f for f in difference.findings if f.kind == kind]
+        if these:
+            weight = list(findings.KINDS).index(kind)
+            found.append(
+                Block(
+                    f"{heading}", [_finding(f) for f in these], 1 if weight < 5 else 4 if weight < 14 else 5
+                )
+            )
+    for section, heading in surfaces.SECTIONS.items():
+        these = [f for f in difference.surface if f.section == section]
+        if these:
+            found.append(Block(f"Offered: {heading}", [_offered(f) for f in these], 3))
+    return found
+
+
+def _turn(turn: verdicts.Turn) -> str:
+    points = f" ({len(turn.points)} points)" if len(turn.points) > 1 else ""
+    parts = [f"{turn.clause}:{turn.check}{points}: {turn.text}"]
+    if turn.turn in ("red", "red-otherwise", "green", "warning"):
+        parts.append(f"was {_value(turn.was)}, now {_value(turn.now)}")
+    elif turn.turn != "blocked":
+        parts.append(f"expected {_value(turn.expected)}, observed {_value(turn.now)}")
+    if turn.because:
+        parts.append(f"known: {turn.because}")
+    parts.append(f"e.g. {turn.example}")
+    return " · ".join(parts)
+
+
+def _value(value: Any) -> str:
+    return plain.text(" ".join(plain.text(value, 400).split()), 70)
+
+
+def _finding(finding: findings.Finding) -> str:
+    """A fact in one line: what, after what, where."""
+    parts = [f"{finding.subject}: {plain.text(finding.was, 90)} → {plain.text(finding.now, 90)}"]
+    if finding.pairs > 1:
+        parts[0] += f" (and {finding.pairs - 1} more like it)"
+    acts = [" + ".join(occasion["during"]) for occasion in finding.occasions if occasion["during"]]
+    if acts and acts != [finding.subject.removesuffix(" again")]:
+        parts.append(f"after {'; '.join(plain.few(acts, 4))}")
+    where = [_some("methods", finding.methods), _some("slots", finding.slots)]
+    where += [f"only {axis} {', '.join(values)}" for axis, values in finding.only.items()]
+    parts += filter(None, where)
+    parts.append(f"{len(finding.cases)} case{'s' if len(finding.cases) > 1 else ''}")
+    if finding.besides:
+        parts.append(f"with it: {'; '.join(plain.few(finding.besides, 2))}")
+    if finding.judged_by:
+        parts.append(f"judged by {', '.join(plain.few(finding.judged_by, 2))}")
+    place = f", {finding.example['place']}" if finding.example["place"] else ""
+    parts.append(f"e.g. {finding.example['case']}{place}")
+    return " · ".join(parts)
+
+
+def _some(what: str, names: Sequence[str], limit: int = 4) -> str:
+    if not names:
+        return ""
+    return ", ".join(names) if len(names) <= limit else f"{len(names)} {what} ({', '.join(names[:limit])}, …)"
+
+
+def _offered(finding: surfaces.Finding) -> str:
+    owners = f" in {_some('places', finding.owners)}" if finding.owners else ""
+    return f"{finding.what}{owners}: {finding.was} → {finding.now}"
