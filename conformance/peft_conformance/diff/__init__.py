@@ -122,8 +122,8 @@ def compare(
                 done.result()
         finally:
             left.stopped = right.stopped = True
-    rows = [_rows(side, cases) for side, cases in ((left, chosen.left), (right, chosen.right))]
-    there = {row["id"] for row in rows[1]}
+    of_left, of_right = _rows(left, chosen.left), _rows(right, chosen.right)
+    there = {row["id"] for row in of_right}
     ended = _ended(
         right, [c for c in chosen.left if any(f"{c.id}:{check.id}" not in there for check in c.checks)]
     )
@@ -140,7 +140,7 @@ def compare(
         for change in changes(story, left.observation(case), right.observation(case)):
             methods = story.methods_with(change.slots)
             seen.append(findings.Seen(case.id, case.clause.id, case.axes, methods, change))
-    turned = verdicts.turns(*rows, ended, texts)
+    turned = verdicts.turns(of_left, of_right, ended, texts)
     return Difference(
         left.header,
         right.header,

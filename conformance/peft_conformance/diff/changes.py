@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from dataclasses import replace
 
 from peft_conformance.diff.change import NOTHING, Change
@@ -33,7 +32,8 @@ def changes(story: Story, left: Observation, right: Observation) -> list[Change]
     if any(crashes):
         kinds = [crash["kind"] if crash else "an observation" for crash in crashes]
         subject = "performing the program"
-        return [Change("outcome", subject, *kinds, story.between(0, 999))] if kinds[0] != kinds[1] else []
+        acts = story.between(0, len(story.steps))
+        return [Change("outcome", subject, kinds[0], kinds[1], acts)] if kinds[0] != kinds[1] else []
     found, apart = _steps(story, left, right)
     if not apart:
         found += Comparison(story, left, right).perform()
@@ -68,19 +68,17 @@ def _steps(story: Story, left: Observation, right: Observation) -> tuple[list[Ch
             return found, True
         if errors[0] and masked(errors[0]["message"]) != masked(errors[1]["message"]):
             words = [masked(error["message"]) for error in errors]
-            found.append(Change("message", f"{ends[0]} of {what}", *words))
+            found.append(Change("message", f"{ends[0]} of {what}", words[0], words[1]))
         warned = [
-            Counter((w["category"], masked(w["message"])) for w in record["warnings"])
+            dict.fromkeys((w["category"], masked(w["message"])) for w in record["warnings"])
             for record in (was, now)
         ]
-        for one, other, gone in ((*warned, True), (*reversed(warned), False)):
-            for (category, message), number in (one - other).items():
-                if number == one[category, message]:  # how often is no fact
-                    sides = (message, NOTHING) if gone else (NOTHING, message)
-                    found.append(Change("warning", category, *sides, (what.removesuffix(" again"),)))
+        for category, message in sorted(warned[0].keys() ^ warned[1].keys()):  # how often is no fact
+            said = [message if (category, message) in side else NOTHING for side in warned]
+            found.append(Change("warning", category, said[0], said[1], (what.removesuffix(" again"),)))
         if bool(was["printed"].strip()) != bool(now["printed"].strip()):
             words = [masked(record["printed"]) or NOTHING for record in (was, now)]
-            found.append(Change("message", f"print-out of {what}", *words))
+            found.append(Change("message", f"print-out of {what}", words[0], words[1]))
     return found, len(left["steps"]) != len(right["steps"]) or bool(
         left["steps"] and left["steps"][-1]["error"]
     )
@@ -88,10 +86,11 @@ def _steps(story: Story, left: Observation, right: Observation) -> tuple[list[Ch
 
 def _parted(what: str, errors: list[Record | None]) -> Change:
     """The change of a step that one side ends otherwise than the other."""
-    said = next(masked(error["message"]) for error in reversed(errors) if error)
+    words = next(masked(error["message"]) for error in reversed(errors) if error)
     missing = [bool(error and error["type"] == "MissingFunction") for error in errors]
     if any(missing) and not all(missing):
         name = next(e["message"] for e, gone in zip(errors, missing, strict=True) if gone and e).split()[-1]
-        return Change("offers", f"`{name}`", *("not offered" if gone else "offered" for gone in missing))
+        said = ["not offered" if gone else "offered" for gone in missing]
+        return Change("offers", f"`{name}`", said[0], said[1])
     ends = [f"raises {error['type']}" if error else "returns" for error in errors]
-    return Change("outcome", what, *ends, (what.removesuffix(" again"),), said)
+    return Change("outcome", what, ends[0], ends[1], (what.removesuffix(" again"),), words)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from peft_conformance import plain
 from peft_conformance.diff.change import NOTHING, ROUNDING, TIMELESS, Change
 from peft_conformance.diff.timeline import Look, Observation, Story, masked, pattern, slots_in
-from peft_conformance.roles import Cards, Record, Tag, tags, tensors_of
+from peft_conformance.roles import Record, Tag, tags, tensors_of
 
 Place = tuple[int, str, str]  # moment, entity, name within it: a thing that has a token
 
@@ -30,7 +30,7 @@ class Comparison:
         self.story, self.left, self.right = story, left, right
         self.found: list[Change] = []
         self.told: set[tuple[Any, ...]] = set()  # what the state of an object differs in, told before
-        self.numbers = False  # whether some tensor has other numbers: what follows has too
+        self.numbers: int | None = None  # the first moment with other numbers: what follows has too
         self.groups: dict[str, list[dict[Place, Any]]] = {"object": [{}, {}], "storage": [{}, {}]}
         self.described: dict[Place, tuple[str, frozenset[str], Look]] = {}
 
@@ -46,24 +46,24 @@ class Comparison:
         self._globals()
         return self.found
 
-    def _tell(self, kind: str, subject: str, was: Any, now: Any, look: Look, place: str = "",
+    def _tell(self, kind: str, subject: str, pair: Iterable[Any], look: Look, place: str = "",
               slots: Iterable[str] = (), key: tuple[Any, ...] | None = None) -> None:  # fmt: skip
         """Note a difference, unless `key` (the thing it is about) has shown the same one before."""
-        texts = [item if isinstance(item, str) else plain.text(item, 100) for item in (was, now)]
+        texts = [item if isinstance(item, str) else plain.text(item, 100) for item in pair]
         if key is not None:
             if (*key, kind, *texts) in self.told:
                 return
             self.told.add((*key, kind, *texts))
         where = ": ".join(filter(None, (look.entity, place)))
         during = () if kind in TIMELESS else look.during
-        self.found.append(Change(kind, subject, *texts, during, where, frozenset(slots)))
+        self.found.append(Change(kind, subject, texts[0], texts[1], during, where, frozenset(slots)))
 
     # --- one entity at one moment
 
     def _entity(self, look: Look) -> None:
         kinds = look.left["kind"], look.right["kind"]
         if kinds[0] != kinds[1]:
-            self._tell("value", f"what {self._origin(look)} gives", *kinds, look, key=(look.entity,))
+            self._tell("value", f"what {self._origin(look)} gives", kinds, look, key=(look.entity,))
             return
         for relation, places in self.groups.items():
             for side, record in zip(places, (look.left, look.right), strict=True):
@@ -72,7 +72,7 @@ class Comparison:
         self.described[look.moment, look.entity, ""] = (self._origin(look), frozenset(), look)
         classes = [record.get("class") for record in (look.left, look.right)]
         if kinds[0] != "callable" and classes[0] != classes[1]:
-            self._tell("value", f"class of {self._origin(look)}", *classes, look, key=(look.entity,))
+            self._tell("value", f"class of {self._origin(look)}", classes, look, key=(look.entity,))
         getattr(self, f"_{kinds[0]}")(look)
 
     def _origin(self, look: Look) -> str:
@@ -95,12 +95,12 @@ class Comparison:
         for word in ("active_adapter", "active_adapters"):
             pair = [record.get(word, "absent") for record in (look.left, look.right)]
             if not plain.equal(*pair):
-                self._tell("activity", f"`{word}` of a model", *pair, look, key=(look.entity, word))
+                self._tell("activity", f"`{word}` of a model", pair, look, key=(look.entity, word))
         configs = [record.get("peft_config") or {} for record in (look.left, look.right)]
-        self._names("activity", "`peft_config` of a model", *configs, look)
+        self._names("activity", "`peft_config` of a model", configs, look)
         for name in sorted(configs[0].keys() & configs[1].keys()):
             pair = [config[name] for config in configs]
-            self._fields(look, *pair, self.story.cards)
+            self._fields(look, configs[0][name], configs[1][name])
 
     def _state_dict(self, look: Look) -> None:
         self._tensors(look)
@@ -109,18 +109,18 @@ class Comparison:
         self._tensors(look)
 
     def _config(self, look: Look) -> None:
-        self._fields(look, look.left, look.right, self.story.cards)
+        self._fields(look, look.left, look.right)
 
-    def _fields(self, look: Look, left: Record, right: Record, cards: Cards) -> None:
+    def _fields(self, look: Look, left: Record, right: Record) -> None:
         """The fields of a config; it is told by its class, for every method has the same ones."""
         for name, (was, now) in _differing(left.get("fields", {}), right.get("fields", {})).items():
             self._tell(
-                "config", f"config field `{name}`", was, now, look, name, key=(left.get("class"), name)
+                "config", f"config field `{name}`", (was, now), look, name, key=(left.get("class"), name)
             )
 
     def _outcome(self, look: Look) -> None:
         for word in ("missing_keys", "unexpected_keys"):
-            self._lists(f"`{word}`", look.left[word], look.right[word], look)
+            self._lists(f"`{word}`", (look.left[word], look.right[word]), look)
 
     def _value(self, look: Look) -> None:
         subject, kind = self._origin(look), "value"
@@ -130,20 +130,18 @@ class Comparison:
 
     def _object(self, look: Look) -> None:
         exports = [record.get("exports") or [] for record in (look.left, look.right)]
-        self._lists("`__all__`", *exports, look)
+        self._lists("`__all__`", exports, look)
 
     def _callable(self, look: Look) -> None:
         name = look.right["name"]
         parameters = [{p["name"]: p for p in record["parameters"]} for record in (look.left, look.right)]
         for parameter, (was, now) in _differing(*parameters).items():
             subject = f"parameter `{parameter}` of `{name}`"
-            self._tell(
-                "signature", subject, *(_parameter(p) for p in (was, now)), look, key=(name, parameter)
-            )
+            self._tell("signature", subject, map(_parameter, (was, now)), look, key=(name, parameter))
 
     def _folder(self, look: Look) -> None:
         files = look.left["files"], look.right["files"]
-        self._names("files", "files that are written", *files, look)
+        self._names("files", "files that are written", files, look)
         for name in sorted(files[0].keys() & files[1].keys()):
             was, now = files[0][name], files[1][name]
             if was["digest"] == now["digest"]:
@@ -154,13 +152,12 @@ class Comparison:
                 self._tell(
                     "files",
                     f"metadata of `{name.rpartition('/')[2]}`",
-                    was.get("metadata"),
-                    now.get("metadata"),
+                    (was.get("metadata"), now.get("metadata")),
                     look,
                 )
             elif "tensors" not in was and "json" not in was:
                 self._tell(
-                    "message", f"text of `{name.rpartition('/')[2]}`", "as it was", "other words", look
+                    "message", f"text of `{name.rpartition('/')[2]}`", ("as it was", "other words"), look
                 )
         self._tensors(look)
 
@@ -172,7 +169,7 @@ class Comparison:
         sides = [{tag.name: (tensor, tag) for tensor, tag in tags(record, self.story.cards)}
                  for record in (look.left, look.right)]  # fmt: skip
         kind = look.left["kind"]
-        for one, other, words in ((*sides, (True, False)), (*reversed(sides), (False, True))):
+        for one, other, states in _ways(sides):
             for name, (tensor, tag) in one.items():
                 if name in other:
                     continue
@@ -180,8 +177,7 @@ class Comparison:
                 if kind in ("state_dict", "folder"):
                     subject = f"keys of {self._origin(look)}: {pattern(tensor['name'], self.story)}"
                 slots = slots_in([tensor["name"]], self.story)
-                states = ["there" if word else "absent" for word in words]
-                self._tell("keys", subject, *states, look, name, slots, key=(name,))
+                self._tell("keys", subject, states, look, name, slots, key=(name,))
         for name in (name for name in sides[0] if name in sides[1]):
             (was, tag), (now, _) = sides[0][name], sides[1][name]
             place = (look.moment, look.entity, name)
@@ -212,15 +208,16 @@ class Comparison:
         for kind in ("requires_grad", "dtype", "shape", "device", "grad", "kind"):
             pair = was.get(kind), now.get(kind)
             if pair[0] != pair[1]:
-                self._tell(kind, f"`{kind}` of {subject}", *pair, look, name, slots, key=(*tokens, kind))
+                self._tell(kind, f"`{kind}` of {subject}", pair, look, name, slots, key=(*tokens, kind))
         if was.get("dtype") != now.get("dtype") or was.get("shape") != now.get("shape"):
             return
         for kind in ("zero", "finite"):
             if was.get(kind) != now.get(kind):
                 words = {"zero": ("not zero", "zero"), "finite": ("not finite", "finite")}[kind]
-                pair = [words[bool(record.get(kind))] for record in (was, now)]
-                self._tell("numbers", subject, *pair, look, name, slots, key=(*tokens, kind))
-        if was.get("digest") != now.get("digest") and not self.numbers:
+                said = [words[bool(record.get(kind))] for record in (was, now)]
+                self._tell("numbers", subject, said, look, name, slots, key=(*tokens, kind))
+        if was.get("digest") != now.get("digest") and self.numbers in (None, look.moment):
+            self.numbers = look.moment
             # What is computed from other numbers has other numbers: only the first moment tells something.
             self._numbers(look, subject, was, now, name, slots)
 
@@ -232,9 +229,9 @@ class Comparison:
             for side, record in ((self.left, was), (self.right, now))
         ]
         if all(tensor is not None for tensor in tensors) and _close(*tensors):
-            self._tell("rounding", subject, "its numbers", "equal but for rounding", look, name, slots)
+            self._tell("rounding", subject, ("its numbers", "equal but for rounding"), look, name, slots)
         else:
-            self._tell("values", subject, "its numbers", "others", look, name, slots)
+            self._tell("values", subject, ("its numbers", "others"), look, name, slots)
 
     # --- modules
 
@@ -242,10 +239,10 @@ class Comparison:
         sides = [
             {module["name"]: module for module in record["modules"]} for record in (look.left, look.right)
         ]
-        for one, other, states in ((*sides, ("there", "absent")), (*reversed(sides), ("absent", "there"))):
+        for one, other, states in _ways(sides):
             for name in (name for name in one if name not in other):
                 what = f"modules {pattern(name, self.story)}: {one[name]['class']}"
-                self._tell("modules", what, *states, look, name, slots_in([name], self.story), key=(name,))
+                self._tell("modules", what, states, look, name, slots_in([name], self.story), key=(name,))
         for name in (name for name in sides[0] if name in sides[1]):
             was, now = sides[0][name], sides[1][name]
             if name:
@@ -257,20 +254,20 @@ class Comparison:
                 self.described[place] = (f"modules of class {was['class']}", frozenset(), look)
             key = (was["object"], now["object"])
             if was["class"] != now["class"]:
-                self._tell("modules", "class of modules", was["class"], now["class"], look, name, key=key)
+                self._tell("modules", "class of modules", (was["class"], now["class"]), look, name, key=key)
             for word in ("training", "hooks"):
                 if was[word] != now[word]:
                     subject = f"`{word}` of modules of class {now['class']}"
-                    self._tell("modules", subject, was[word], now[word], look, name, key=(*key, word))
+                    self._tell("modules", subject, (was[word], now[word]), look, name, key=(*key, word))
             adapters = [module["adapter"] for module in (was, now)]
             if None in adapters:
                 if adapters[0] != adapters[1]:
                     words = ["adapted" if adapter else "not adapted" for adapter in adapters]
-                    self._tell("modules", f"modules of class {now['class']}", *words, look, name, key=key)
+                    self._tell("modules", f"modules of class {now['class']}", words, look, name, key=key)
                 continue
             for word, pair in _differing(*adapters).items():
                 kind = "activity" if word in ("active", "merged", "disabled", "adapters") else "scaling"
-                self._tell(kind, f"`{word}` of adapted layers", *pair, look, name, key=(*key, word))
+                self._tell(kind, f"`{word}` of adapted layers", pair, look, name, key=(*key, word))
 
     # --- values
 
@@ -283,29 +280,31 @@ class Comparison:
         elif (
             isinstance(was, list) and isinstance(now, list) and all(isinstance(i, str) for i in [*was, *now])
         ):
-            self._lists(subject, was, now, look, kind)
+            self._lists(subject, (was, now), look, kind)
         elif isinstance(was, str) and isinstance(now, str):
             if masked(was) != masked(now):
                 long = len(was) > 60 or len(now) > 60
-                self._tell("message" if long else kind, subject, masked(was), masked(now), look)
+                self._tell("message" if long else kind, subject, (masked(was), masked(now)), look)
         elif isinstance(was, float) and isinstance(now, float):
             near = abs(was - now) <= ROUNDING * max(abs(was), abs(now))
-            self._tell("rounding" if near else "values", subject, "its numbers", "others", look)
+            kind, now = ("rounding", "equal but for rounding") if near else ("values", "others")
+            self._tell(kind, subject, ("its numbers", now), look)
         else:
-            self._tell(kind, subject, was, now, look)
+            self._tell(kind, subject, (was, now), look)
 
-    def _lists(self, subject: str, was: list[str], now: list[str], look: Look, kind: str = "value") -> None:
+    def _lists(self, subject: str, names: Sequence[list[str]], look: Look, kind: str = "value") -> None:
         """Two lists of names, by the kinds of names that came and went."""
-        gone, come = ([name for name in one if name not in other] for one, other in ((was, now), (now, was)))
-        texts = [", ".join(sorted({pattern(name, self.story) for name in names})) for names in (gone, come)]
+        ways = ((names[0], names[1]), (names[1], names[0]))
+        gone, come = ([name for name in one if name not in other] for one, other in ways)
+        texts = [", ".join(sorted({pattern(name, self.story) for name in some})) for some in (gone, come)]
         slots = slots_in([*gone, *come], self.story)
         if not gone and not come:
             return  # the order of what may be a set says nothing
         place = f"{plain.text(gone, 60)} → {plain.text(come, 60)}"
-        self._tell(kind, subject, texts[0] or NOTHING, texts[1] or NOTHING, look, place, slots)
+        self._tell(kind, subject, (text or NOTHING for text in texts), look, place, slots)
 
-    def _names(self, kind: str, subject: str, was: Iterable[str], now: Iterable[str], look: Look) -> None:
-        self._lists(subject, sorted(was), sorted(now), look, kind)
+    def _names(self, kind: str, subject: str, names: Iterable[Iterable[str]], look: Look) -> None:
+        self._lists(subject, [sorted(some) for some in names], look, kind)
 
     # --- which things are one, and what stays the same object
 
@@ -327,7 +326,7 @@ class Comparison:
                     continue  # another object has another storage
                 parted.add((place[1], place[2]))
                 if words[0] != words[1]:
-                    self._tell("identity", subject, *words, look, place[2], slots, key=(*place[1:], relation))
+                    self._tell("identity", subject, words, look, place[2], slots, key=(*place[1:], relation))
 
     def _relation(self, place: Place, first: Place, relation: str) -> str:
         thing = "object" if relation == "object" else "memory"
@@ -348,7 +347,13 @@ class Comparison:
             touched = ["left alone" if plain.equal(*pair) else "changed" for pair in states]
             if touched[0] != touched[1]:
                 during = self.story.between(self.story.given, len(self.story.steps))
-                self.found.append(Change("globals", f"global state: {name}", *touched, during))
+                self.found.append(Change("globals", f"global state: {name}", touched[0], touched[1], during))
+
+
+def _ways(sides: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any], list[str]]]:
+    """What each side may have and the other not, with the words for what is there on one side only."""
+    yield sides[0], sides[1], ["there", "absent"]
+    yield sides[1], sides[0], ["absent", "there"]
 
 
 def _tokens(record: Record) -> list[Any]:

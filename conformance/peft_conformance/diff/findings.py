@@ -55,6 +55,10 @@ class Seen:
     change: Change
 
 
+Fact = tuple[str, str, str, str]  # kind, subject, was, now
+Facts = dict[Fact, dict[tuple[str, ...], list[Seen]]]  # with what was done, and the cases
+
+
 @dataclass
 class Finding:
     """One fact: what was, what is, after what, and the cases that show it."""
@@ -89,11 +93,10 @@ def findings(
     `compared` has the points of every clause that were compared, `turned` for each case the checks whose
     verdict is another one.
     """
-    by_fact: dict[tuple[str, ...], dict[tuple[str, ...], list[Seen]]] = defaultdict(lambda: defaultdict(list))
+    by_fact: Facts = defaultdict(lambda: defaultdict(list))
     for item in seen:
         change = item.change
-        fact = (change.kind, change.subject, change.was, change.now)
-        by_fact[fact][change.during].append(item)
+        by_fact[change.kind, change.subject, change.was, change.now][change.during].append(item)
     found = []
     explained = {fact: _explained(occasions) for fact, occasions in by_fact.items()}
     for fact, occasions in _alike(explained).items():
@@ -112,12 +115,9 @@ def _explained(occasions: Mapping[tuple[str, ...], list[Seen]]) -> dict[tuple[st
     return kept
 
 
-Facts = dict[tuple[str, ...], dict[tuple[str, ...], list[Seen]]]
-
-
 def _alike(facts: Facts) -> Facts:
     """Facts of one subject that differ in their values only, as one where there are many."""
-    groups: dict[tuple[str, str], list[tuple[str, ...]]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[Fact]] = defaultdict(list)
     for fact in facts:
         groups[fact[0], fact[1]].append(fact)
     result: Facts = {}
@@ -135,7 +135,7 @@ def _alike(facts: Facts) -> Facts:
 
 
 def _finding(
-    fact: tuple[str, ...],
+    fact: Fact,
     occasions: Mapping[tuple[str, ...], Sequence[Seen]],
     compared: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> Finding:
@@ -144,8 +144,12 @@ def _finding(
     )
     items = [item for _, some in ranked for item in some]
     first = items[0]
+    kind, subject, was, now = fact
     return Finding(
-        *fact,
+        kind,
+        subject,
+        was,
+        now,
         occasions=[
             {"during": list(during), "cases": len({i.case for i in some}), "example": some[0].case}
             for during, some in ranked

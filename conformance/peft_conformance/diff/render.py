@@ -68,7 +68,8 @@ def markdown(difference: Difference, limit: int = COMMENT) -> str:
     room = limit - sum(map(len, parts)) - 200 * len(found)
     for number, block in enumerate(found):
         share = room // (len(found) - number)
-        listed, size = [], 0
+        listed: list[str] = []
+        size = 0
         for line in block.lines:
             entry = f"- {_escaped(plain.text(line, 900))}"
             if size + len(entry) + 1 > share:
@@ -117,26 +118,19 @@ def blocks(difference: Difference) -> list[Block]:
     """Everything that was found, in the order of its weight."""
     found = []
     for turn, heading in verdicts.TURNS.items():
-        these = [t for t in difference.turns if t.turn == turn]
-        if these and turn in verdicts.TELLING:
-            checks = sum(len(t.points) for t in these)
-            heading = f"{heading}: {checks} checks of {len({t.clause for t in these})} clauses"
+        turned = [t for t in difference.turns if t.turn == turn]
+        if turned and turn in verdicts.TELLING:
+            checks = sum(len(t.points) for t in turned)
+            heading = f"{heading}: {checks} checks of {len({t.clause for t in turned})} clauses"
+            found.append(Block(heading, list(map(_turn, turned)), {"red": 0, "green": 3}.get(turn, 2)))
+    for number, (kind, heading) in enumerate(findings.KINDS.items()):
+        if facts := [f for f in difference.findings if f.kind == kind]:
             found.append(
-                Block(heading, [_turn(t) for t in these], 0 if turn == "red" else 3 if turn == "green" else 2)
-            )
-    for kind, heading in findings.KINDS.items():
-        these = [f for f in difference.findings if f.kind == kind]
-        if these:
-            weight = list(findings.KINDS).index(kind)
-            found.append(
-                Block(
-                    f"{heading}", [_finding(f) for f in these], 1 if weight < 5 else 4 if weight < 14 else 5
-                )
+                Block(heading, list(map(_finding, facts)), 1 if number < 5 else 4 if number < 14 else 5)
             )
     for section, heading in surfaces.SECTIONS.items():
-        these = [f for f in difference.surface if f.section == section]
-        if these:
-            found.append(Block(f"Offered: {heading}", [_offered(f) for f in these], 3))
+        if offered := [f for f in difference.surface if f.section == section]:
+            found.append(Block(f"Offered: {heading}", list(map(_offered, offered)), 3))
     return found
 
 

@@ -57,18 +57,14 @@ def differences(left: Mapping[str, Any] | None, right: Mapping[str, Any] | None)
 def _names(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[Change]:
     for name, was, now in _both(left, right):
         if was == ABSENT or now == ABSENT or was["kind"] != now["kind"]:
-            yield (
-                "names",
-                "",
-                name,
-                *(record if record == ABSENT else record["kind"] for record in (was, now)),
-            )
+            yield "names", "", name, _kind(was), _kind(now)
         elif was["kind"] == "function":
             yield from _parameters(name, was, now)
         elif was["kind"] == "class":
             yield from _class(name, was, now)
         elif was["kind"] == "enum":
-            yield from (("enums", name, *change) for change in _both(was["value"], now["value"]))
+            for member, before, after in _both(was["value"], now["value"]):
+                yield "enums", name, member, before, after
         elif was["kind"] == "value" and not plain.equal(was["value"], now["value"]):
             yield "values", "", name, was["value"], now["value"]
         elif was["kind"] == "alias" and was["of"] != now["of"]:
@@ -77,21 +73,20 @@ def _names(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[Change
 
 def _class(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Change]:
     if "fields" in was and "fields" in now:
-        for field, *sides in _both(was["fields"], now["fields"]):
-            yield "fields", name, field, *(_default(side) for side in sides)
+        for field, before, after in _both(was["fields"], now["fields"]):
+            yield "fields", name, field, _default(before), _default(after)
     else:
         yield from _parameters(name, was, now)
     for member, before, after in _both(was.get("members", {}), now.get("members", {})):
         if before == ABSENT or after == ABSENT or before["kind"] != after["kind"]:
-            yield "members", name, member, *(r if r == ABSENT else r["kind"] for r in (before, after))
+            yield "members", name, member, _kind(before), _kind(after)
         elif "parameters" in before:
             yield from _parameters(f"{name}.{member}", before, after)
         else:
             yield "members", name, member, before.get("value"), after.get("value")
     if was["mro"] != now["mro"]:
-        gone, come = (
-            [b for b in one["mro"] if b not in other["mro"]] for one, other in ((was, now), (now, was))
-        )
+        gone = [base for base in was["mro"] if base not in now["mro"]]
+        come = [base for base in now["mro"] if base not in was["mro"]]
         yield "bases", name, "bases", ", ".join(gone) or ABSENT, ", ".join(come) or ABSENT
 
 
@@ -101,10 +96,10 @@ def _parameters(owner: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> I
         texts = [_default(record) for record in records]
         if texts[0] == texts[1]:  # another kind: what could be given by position, for one
             texts = [str(record["kind"]) for record in records]
-        yield "parameters", owner, name, *texts
+        yield "parameters", owner, name, texts[0], texts[1]
     names = [[name for name in side if name in sides[0] and name in sides[1]] for side in sides]
     if names[0] != names[1]:
-        yield "parameters", owner, "order of the parameters", *(", ".join(some) for some in names)
+        yield "parameters", owner, "order of the parameters", ", ".join(names[0]), ", ".join(names[1])
 
 
 def _exports(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[Change]:
@@ -121,6 +116,10 @@ def _both(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[tuple[s
         was, now = left.get(name, ABSENT), right.get(name, ABSENT)
         if not plain.equal(was, now):
             yield name, was, now
+
+
+def _kind(record: Any) -> str:
+    return ABSENT if record == ABSENT else str(record["kind"])
 
 
 def _default(record: Any) -> str:

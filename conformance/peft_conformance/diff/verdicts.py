@@ -88,7 +88,7 @@ def turns(
 
 
 def _turn(was: Row | None, now: Row | None, has_ended: bool) -> str | None:
-    before, after = was and state(was), now and state(now)
+    before, after = (state(row) if row is not None else None for row in (was, now))
     if was is None:
         return {"red": "new-red", "green": "new-green"}.get(after or "")
     if has_ended:
