@@ -71,7 +71,7 @@ def recorded(recording: Recording, description: Path | None = None) -> Recorded:
         name: tuple(v) if isinstance(v, list) else v for name, v in header["claims"].items()
     }
     identity = {name: value for name, value in header["implementation"].items() if name != "digest"}
-    found = Recorded(**identity, **known, recording=recording)
+    found = Recorded(**{**identity, **known}, recording=recording)  # package and names are told in both
     if description is None:
         return found
     now = describe(description)

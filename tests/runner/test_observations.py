@@ -22,6 +22,7 @@ from peft_conformance.driver import Subject, run_case
 from peft_conformance.expand import expand
 from peft_conformance.language import load_suite, validator
 from peft_conformance.observations import CutOff, Recording, Writer, read
+from peft_conformance.recorded import recorded
 from peft_conformance.report import read as read_results
 from peft_conformance.surface import found, program
 from suite_runs import IMPLEMENTATIONS, SPECS, Outcome
@@ -143,6 +144,16 @@ def test_description_of_another_module_is_refused(whole: Outcome) -> None:
     result = judge(whole.folder / FILE, "--specs", SPECS, "--impl-file", IMPLEMENTATIONS / "broken.yaml")
     assert result.exit_code == 2
     assert "the module 'broken'" in result.output
+
+
+def test_package_and_names_are_those_of_the_claims(tmp_path: Path) -> None:
+    """A release's header tells them twice: as what it is, and as what its description claimed."""
+    twice = {"package": "peft", "names": {"a": "b.a"}}
+    claims = {**HEADER["claims"], **twice}
+    whose = {**HEADER["implementation"], **twice}
+    path = record(tmp_path / "1.gz", ["a.b"], implementation=whose, claims=claims)
+    found = recorded(read([path]))
+    assert (found.package, found.names) == ("peft", {"a": "b.a"})
 
 
 def test_other_specs_judge_what_was_observed(whole: Outcome, tmp_path: Path) -> None:

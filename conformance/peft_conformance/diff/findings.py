@@ -75,7 +75,9 @@ class Finding:
     example: dict[str, str]  # case, place
     only: dict[str, list[str]] = field(default_factory=dict)  # axis -> the only values that show it
     besides: list[str] = field(default_factory=list)  # other facts of exactly the same cases
-    judged_by: list[str] = field(default_factory=list)  # checks of these cases whose verdict changed
+    judged_by: list[str] = field(
+        default_factory=list
+    )  # checks whose verdict changed, if in all cases one did
     pairs: int = 1  # how many pairs of was and now it stands for
 
     def plain(self) -> dict[str, Any]:
@@ -102,7 +104,8 @@ def findings(
     for fact, occasions in _alike(explained).items():
         found.append(_finding(fact, occasions, compared))
     for finding in (bundled := _bundled(found)):
-        finding.judged_by = sorted({check for case in finding.cases for check in turned.get(case, ())})
+        if all(case in turned for case in finding.cases):
+            finding.judged_by = sorted({check for case in finding.cases for check in turned[case]})
     return sorted(bundled, key=_rank)
 
 

@@ -10,6 +10,12 @@ from peft_conformance import plain
 from peft_conformance.diff import Difference, findings, surfaces, verdicts
 
 LINES = 60  # of a page, unless everything is asked for
+WIDTH = 260  # characters of a line of it
+PAGE = 3  # what is less telling is only counted on the page
+WEIGHTS = dict.fromkeys(("outcome", "requires_grad", "keys", "identity", "dtype"), 1) | dict.fromkeys(
+    ("offers", "shape", "activity", "value", "files", "config", "warning"), 3
+)
+SHOWN = ("names", "fields", "parameters", "enums")  # of what is offered
 COMMENT = 60_000  # characters: what a comment on a pull request may have
 
 
@@ -24,37 +30,35 @@ class Block:
 
 def terminal(difference: Difference, *, everything: bool = False) -> list[tuple[str, str | None]]:
     """Lines and their styles: a page that tells the most important, or everything."""
-    found = blocks(difference)
-    room = LINES - len(_opening(difference)) - 2 * len(found)
-    shown = {id(b): len(b.lines) for b in found} if everything else _shares(found, room)
-    lines: list[tuple[str, str | None]] = [
-        (line, "bold" if i == 0 else None) for i, line in enumerate(_opening(difference))
-    ]
-    left_out = 0
-    for block in found:
-        lines.append((block.heading, "bold"))
+    found, opening = blocks(difference), _opening(difference)
+    told = found if everything else [block for block in found if block.telling <= PAGE]
+    room = LINES - len(opening) - len(told) - 2
+    shown = {id(b): len(b.lines) for b in told} if everything else _shares(told, room)
+    lines: list[tuple[str, str | None]] = [(opening[0], "bold"), *((line, None) for line in opening[1:])]
+    for block in told:
+        number = shown[id(block)]
+        more = f" ({number} of {len(block.lines)})" if number < len(block.lines) else ""
+        lines.append((f"{block.heading}{more}", "bold"))
         lines += [
-            (f"  {line if everything else plain.text(line, 230)}", None)
-            for line in block.lines[: shown[id(block)]]
+            (f"  {line if everything else plain.text(line, WIDTH)}", None) for line in block.lines[:number]
         ]
-        if more := len(block.lines) - shown[id(block)]:
-            left_out += more
-            lines.append((f"  … and {more} more", "dim"))
-    if left_out:
-        lines.append(
-            (f"{left_out} lines are left out: --all shows them, --format json has every case.", "dim")
-        )
+    if rest := [f"{len(block.lines)} {_small(block.heading)}" for block in found if block not in told]:
+        lines.append((f"Also: {'; '.join(rest)}", "bold"))
+    if sum(shown.values()) < sum(len(block.lines) for block in found):
+        lines.append(("--all shows every line, --format json every case.", "dim"))
     return lines
 
 
+def _small(heading: str) -> str:
+    return heading[0].lower() + heading[1:]
+
+
 def _shares(found: Sequence[Block], room: int) -> dict[int, int]:
-    """How many lines each block gets: one each, then the more telling ones up to their share."""
-    shares = {id(block): 1 for block in found}
-    room -= len(found)
-    for limit in (4, 8, 16, 99):
+    """How many lines each block gets: one each while there is room, then the more telling ones first."""
+    shares = {id(block): 0 for block in found}
+    for limit in (1, 3, 5, 9, 99):
         for block in sorted(found, key=lambda b: b.telling):
-            more = max(0, min(len(block.lines), limit) - shares[id(block)])
-            take = min(more, max(0, room))
+            take = min(max(0, room), max(0, min(len(block.lines), limit) - shares[id(block)]))
             shares[id(block)] += take
             room -= take
     return shares
@@ -104,14 +108,9 @@ def _opening(difference: Difference) -> list[str]:
         reasons = [f"{number} {reason}" for reason, number in difference.not_compared.items()]
         lines.append(f"Not compared: {'; '.join(plain.few(reasons))}")
     counts = verdicts.totals(difference.turns)
-    told = [f"{count['checks']} {_words(turn)}" for turn, count in counts.items()]
+    told = [f"{count['checks']} {_small(verdicts.TURNS[turn])}" for turn, count in counts.items()]
     lines.append(f"Checks: {'; '.join(told) or 'every verdict is the same'}")
     return lines
-
-
-def _words(turn: str) -> str:
-    heading = verdicts.TURNS[turn]
-    return heading[0].lower() + heading[1:]
 
 
 def blocks(difference: Difference) -> list[Block]:
@@ -123,14 +122,13 @@ def blocks(difference: Difference) -> list[Block]:
             checks = sum(len(t.points) for t in turned)
             heading = f"{heading}: {checks} checks of {len({t.clause for t in turned})} clauses"
             found.append(Block(heading, list(map(_turn, turned)), {"red": 0, "green": 3}.get(turn, 2)))
-    for number, (kind, heading) in enumerate(findings.KINDS.items()):
+    for kind, heading in findings.KINDS.items():
         if facts := [f for f in difference.findings if f.kind == kind]:
-            found.append(
-                Block(heading, list(map(_finding, facts)), 1 if number < 5 else 4 if number < 14 else 5)
-            )
+            found.append(Block(heading, list(map(_finding, facts)), WEIGHTS.get(kind, 4)))
     for section, heading in surfaces.SECTIONS.items():
         if offered := [f for f in difference.surface if f.section == section]:
-            found.append(Block(f"Offered: {heading}", list(map(_offered, offered)), 3))
+            weight = 3 if section in SHOWN else 4
+            found.append(Block(f"Offered: {_small(heading)}", list(map(_offered, offered)), weight))
     return found
 
 
@@ -165,10 +163,10 @@ def _finding(finding: findings.Finding) -> str:
     parts.append(f"{len(finding.cases)} case{'s' if len(finding.cases) > 1 else ''}")
     if finding.besides:
         parts.append(f"with it: {'; '.join(plain.few(finding.besides, 2))}")
+    place = f", {plain.text(finding.example['place'], 80)}" if finding.example["place"] else ""
+    parts.append(f"e.g. {finding.example['case']}{place}")
     if finding.judged_by:
         parts.append(f"judged by {', '.join(plain.few(finding.judged_by, 2))}")
-    place = f", {finding.example['place']}" if finding.example["place"] else ""
-    parts.append(f"e.g. {finding.example['case']}{place}")
     return " · ".join(parts)
 
 

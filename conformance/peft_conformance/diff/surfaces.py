@@ -65,7 +65,10 @@ def _names(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[Change
         elif was["kind"] == "enum":
             for member, before, after in _both(was["value"], now["value"]):
                 yield "enums", name, member, before, after
-        elif was["kind"] == "value" and not plain.equal(was["value"], now["value"]):
+        elif was["kind"] == "value" and isinstance(was["value"], dict) and isinstance(now["value"], dict):
+            for key, before, after in _both(was["value"], now["value"]):
+                yield "values", name, key, before, after
+        elif was["kind"] == "value":
             yield "values", "", name, was["value"], now["value"]
         elif was["kind"] == "alias" and was["of"] != now["of"]:
             yield "names", "", name, f"the same as {was['of']}", f"the same as {now['of']}"
