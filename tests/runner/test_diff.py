@@ -246,7 +246,7 @@ def test_a_call_that_ends_otherwise_ends_the_comparison(observed: Any) -> None:
         parameter(right, "lora_B")["requires_grad"] ^= True
 
     found = changed(observed, edit)
-    assert [(c.kind, c.was, c.now) for c in found] == [("outcome", "returns", "raises ValueError")]
+    assert [(c.kind, c.was, c.now) for c in found] == [("outcome", "returns", "raises ValueError: no …")]
 
 
 def test_names_of_adapters_slots_and_layers_are_left_open(observed: Any) -> None:

@@ -193,7 +193,8 @@ def _notes(left: Side, right: Side) -> list[str]:
                 f"They ran with another {package}: {was} and {now}; differences may come from there."
             )
     for side in (left, right):
-        notes += [f"{side.name}: {note}" for note in side.recording.notes]
+        if side.live is None:
+            notes += [f"{side.name}: {note}" for note in side.recording.notes]
         if side.recording.surface is None:
             notes.append(
                 f"{side.name}: the recording holds no surface; names and signatures are not compared."

@@ -11,6 +11,7 @@ import json
 import re
 from dataclasses import replace
 
+from peft_conformance import plain
 from peft_conformance.diff.change import NOTHING, Change
 from peft_conformance.diff.comparison import Comparison
 from peft_conformance.diff.timeline import Observation, Story, masked
@@ -86,11 +87,12 @@ def _steps(story: Story, left: Observation, right: Observation) -> tuple[list[Ch
 
 def _parted(what: str, errors: list[Record | None]) -> Change:
     """The change of a step that one side ends otherwise than the other."""
-    words = next(masked(error["message"]) for error in reversed(errors) if error)
     missing = [bool(error and error["type"] == "MissingFunction") for error in errors]
     if any(missing) and not all(missing):
         name = next(e["message"] for e, gone in zip(errors, missing, strict=True) if gone and e).split()[-1]
-        said = ["not offered" if gone else "offered" for gone in missing]
-        return Change("offers", f"`{name}`", said[0], said[1])
-    ends = [f"raises {error['type']}" if error else "returns" for error in errors]
-    return Change("outcome", what, ends[0], ends[1], (what.removesuffix(" again"),), words)
+        offered = ["not offered" if gone else "offered" for gone in missing]
+        return Change("offers", f"`{name}`", offered[0], offered[1])
+    # Beside an error of another class its words say little; beside a return they tell what it is about.
+    words = [f": {plain.text(masked(e['message']), 120)}" if e and None in errors else "" for e in errors]
+    ends = [f"raises {e['type']}{said}" if e else "returns" for e, said in zip(errors, words, strict=True)]
+    return Change("outcome", what, ends[0], ends[1], (what.removesuffix(" again"),))

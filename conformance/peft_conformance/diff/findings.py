@@ -41,6 +41,7 @@ KINDS = {
     "rounding": "Rounding",
 }
 AGGREGATED = ("values", "rounding")  # many cases, little to tell: a line each
+WORDS = ("outcome", "warning", "message")  # what is told by its words and not by a value
 ALIKE = 3  # differences of one subject that are told one by one; more become one finding with an example
 
 
@@ -122,7 +123,8 @@ def _alike(facts: Facts) -> Facts:
     """Facts of one subject that differ in their values only, as one where there are many."""
     groups: dict[tuple[str, str], list[Fact]] = defaultdict(list)
     for fact in facts:
-        groups[fact[0], fact[1]].append(fact)
+        told_apart = fact[3] if fact[0] in WORDS else ""
+        groups[fact[0], fact[1] + told_apart].append(fact)
     result: Facts = {}
     for members in groups.values():
         members.sort(key=lambda fact: (-sum(map(len, facts[fact].values())), fact))

@@ -157,7 +157,7 @@ def _finding(finding: findings.Finding) -> str:
     acts = [" + ".join(occasion["during"]) for occasion in finding.occasions if occasion["during"]]
     if acts and acts != [finding.subject.removesuffix(" again")]:
         parts.append(f"after {'; '.join(plain.few(acts, 4))}")
-    where = [_some("methods", finding.methods), _some("slots", finding.slots)]
+    where = [_some("methods", finding.methods, 8), _some("slots", finding.slots)]
     where += [f"only {axis} {', '.join(values)}" for axis, values in finding.only.items()]
     parts += filter(None, where)
     parts.append(f"{len(finding.cases)} case{'s' if len(finding.cases) > 1 else ''}")

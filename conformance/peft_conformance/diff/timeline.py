@@ -165,6 +165,7 @@ def masked(words: str) -> str:
     """A message without what two situations need not share: names in quotes, numbers, classes, paths."""
     words = plain.message(words, 400)
     words = re.sub(r"\{[^{}]*\}|\[[^\[\]]*\]", "…", words)
+    words = re.sub(r"\bPeftType\.\w+", "…", words)
     words = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "…", words)
     words = re.sub(r"\b[A-Z]\w*(?:Config|Model|Layer|Linear|Wrapper)\b|<class …>", "…", words)
     words = re.sub(r"\b[\w.]*\d[\w.]*\b", "…", words)
