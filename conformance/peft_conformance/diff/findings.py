@@ -6,7 +6,7 @@ not told again for each story in which the call is one of several.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -197,19 +197,6 @@ def _bundled(found: list[Finding]) -> list[Finding]:
 
 
 def _rank(finding: Finding) -> tuple[Any, ...]:
-    order = list(KINDS).index(finding.kind)
-    return (
-        order,
-        -len(finding.clauses),
-        -len(finding.methods),
-        -len(finding.cases),
-        finding.subject,
-        finding.was,
-        finding.now,
-    )
-
-
-def totals(found: Iterable[Finding]) -> dict[str, int]:
-    """How many findings of each kind there are."""
-    counts = Counter(finding.kind for finding in found)
-    return {kind: counts[kind] for kind in KINDS if counts[kind]}
+    milder = finding.kind == "outcome" and finding.was != "returns"  # than an error where there was none
+    breadth = -len(finding.clauses), -len(finding.methods), -len(finding.cases)
+    return list(KINDS).index(finding.kind), milder, *breadth, finding.subject, finding.was, finding.now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,23 +69,31 @@ def markdown(difference: Difference, limit: int = COMMENT) -> str:
     """A summary that is seen, and all else behind headings that open; never longer than a comment may be."""
     title, *opening = _opening(difference)
     parts = [f"## {title}\n", *(f"{line}  " for line in opening), ""]
-    found = blocks(difference)
+    found = [
+        (block, [f"- {_escaped(plain.text(line, 900))}" for line in block.lines])
+        for block in blocks(difference)
+    ]
     room = limit - sum(map(len, parts)) - 200 * len(found)
-    for number, block in enumerate(found):
-        share = room // (len(found) - number)
-        listed: list[str] = []
-        size = 0
-        for line in block.lines:
-            entry = f"- {_escaped(plain.text(line, 900))}"
-            if size + len(entry) + 1 > share:
-                listed.append(f"- … and {len(block.lines) - len(listed)} more")
-                break
-            listed.append(entry)
-            size += len(entry) + 1
-        room -= size
+    rooms = _rooms([sum(len(entry) + 1 for entry in entries) for _, entries in found], room)
+    for (block, entries), share in zip(found, rooms, strict=True):
+        ends = itertools.accumulate(len(entry) + 1 for entry in entries)
+        listed = [entry for entry, end in zip(entries, ends, strict=True) if end <= share]
+        if len(listed) < len(entries):
+            listed.append(f"- … and {len(entries) - len(listed)} more")
         opened = " open" if block.telling == 0 else ""
         parts += [f"<details{opened}><summary>{block.heading}</summary>\n", *listed, "\n</details>\n"]
     return "\n".join(parts)
+
+
+def _rooms(sizes: Sequence[int], room: int) -> list[int]:
+    """How much of a room each gets: what is small all that it needs, the others equal parts of the rest."""
+    given = dict[int, int]()
+    for waiting, index in zip(
+        range(len(sizes), 0, -1), sorted(range(len(sizes)), key=sizes.__getitem__), strict=True
+    ):
+        given[index] = min(sizes[index], max(0, room) // waiting)
+        room -= given[index]
+    return [given[index] for index in range(len(sizes))]
 
 
 def _escaped(line: str) -> str:
