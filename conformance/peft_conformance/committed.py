@@ -50,14 +50,14 @@ def compact(results: Results, suite: Suite) -> Document:
     what = f"the report of {implementation['name']} {implementation['version']}"
     if implementation["name"] not in described():
         raise Unfit(f"{what}: there is no description of that name, so that nothing of it is committed")
-    if header["matrix"] != "full" or header["profiles"]:
-        raise Unfit(f"{what} is not of the full matrix and all profiles")
+    if header["profiles"]:
+        raise Unfit(f"{what} is not of all profiles")
     if results.built and not results.complete:
         raise Unfit(f"{what} is incomplete, {len(results.rows)} of {header['total']} checks: --resume it")
     document: Document = {
         "schema": SCHEMA,
         "implementation": {key: implementation[key] for key in ("name", "version", "api_level")},
-        **{key: header[key] for key in ("torch", "transformers", "device", "suite", "status")},
+        **{key: header[key] for key in ("torch", "transformers", "device", "matrix", "suite", "status")},
         **({"reason": header["reason"]} if "reason" in header else {}),
         "counts": {profile: dict(sorted(c.items())) for profile, c in results.counts().items()},
         "left_out": _reasons(results),
@@ -109,7 +109,14 @@ def expanded(suite: Suite, document: Document) -> Iterator[tuple[str, str, list[
     level = document["implementation"]["api_level"]
     known = describe(described()[document["implementation"]["name"]])
     clauses = at_level(suite, level)
-    everything = expand(suite, api_level=level, offers=known.offers, lacks=known.lacks, clauses=clauses)
+    everything = expand(
+        suite,
+        api_level=level,
+        matrix=document["matrix"],
+        offers=known.offers,
+        lacks=known.lacks,
+        clauses=clauses,
+    )
     standing = [(case, "run") for case in everything.cases]
     standing += [(skipped.case, skipped.verdict) for skipped in everything.skipped]
     for case, verdict in standing:
