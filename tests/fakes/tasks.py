@@ -209,11 +209,11 @@ def forward_takes_anything(patch: Patches) -> None:
     caught_by=["task.labels:fresh", "task.labels:of-adapted-model", "task.labels:disabled"],
 )
 def moves_the_labels(patch: Patches) -> None:
-    @patch.replace(tasks, "_given")
-    def _given(original: Any, **arguments: Any) -> dict[str, Any]:
+    @patch.replace(tasks._TaskModel, "_given")
+    def _given(original: Any, self: Any, **arguments: Any) -> dict[str, Any]:
         if (labels := arguments.get("labels")) is not None:
             arguments["labels"] = labels.roll(1, -1)
-        return original(**arguments)
+        return original(self, **arguments)
 
 
 @fake(
@@ -235,9 +235,9 @@ def loss_of_the_base_model(patch: Patches) -> None:
     points=[{"input": "masked"}],
 )
 def drops_masks(patch: Patches) -> None:
-    @patch.replace(tasks, "_given")
-    def _given(original: Any, **arguments: Any) -> dict[str, Any]:
-        return original(**arguments | {"attention_mask": None})
+    @patch.replace(tasks._TaskModel, "_given")
+    def _given(original: Any, self: Any, **arguments: Any) -> dict[str, Any]:
+        return original(self, **arguments | {"attention_mask": None})
 
 
 @fake(
