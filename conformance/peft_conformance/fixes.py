@@ -14,7 +14,7 @@ from packaging.version import Version
 
 from peft_conformance import committed
 from peft_conformance.cases import Case
-from peft_conformance.expand import expand
+from peft_conformance.expand import Matrix, expand
 from peft_conformance.language import SpecErrors, Suite, schema_errors
 from peft_conformance.reading import Map, SpecError, closest, read_yaml
 
@@ -84,10 +84,12 @@ def _by_level(fixes: Fixes) -> dict[str, dict[str, int]]:
     return levels
 
 
-def _checks_at(suite: Suite, level: str, wanted: Iterable[str]) -> dict[str, tuple[Case, str]]:
+def _checks_at(
+    suite: Suite, level: str, wanted: Iterable[str], matrix: Matrix = "full"
+) -> dict[str, tuple[Case, str]]:
     """All checks of the clauses that are spoken of, at one API level: id -> case and the check's own id."""
     named = {check.partition(":")[0].partition("[")[0] for check in wanted}
-    cases = expand(suite, api_level=level, clauses=named).cases
+    cases = expand(suite, api_level=level, matrix=matrix, clauses=named).cases
     return {f"{case.id}:{check.id}": (case, check.id) for case in cases for check in case.checks}
 
 
@@ -117,7 +119,7 @@ def of_committed(fixes: Fixes, suite: Suite) -> dict[str, dict[str, str]]:
     for level, wanted in _by_level(fixes).items():
         if file := files.get((fixes.implementation, level)):
             document = committed.read(file)
-            there = _checks_at(suite, level, wanted)
+            there = _checks_at(suite, level, wanted, document["matrix"])
             said = {
                 check: committed.verdict_of(document, case.clause.id, name, case.axes)
                 for check, (case, name) in there.items()
