@@ -200,6 +200,19 @@ def read(path: Path) -> Results:
     return Results(header, rows, ends, footer["left_out"], footer["overdue"], **more)
 
 
+def files_at(path: Path, *, partial: bool = False) -> list[Path]:
+    """The results files at a path: itself, or those of a folder and of the folders in it.
+
+    With `partial` also what a run that goes on or was killed has left, where there is no whole file.
+    """
+    if path.is_file():
+        return [path]
+    folders = (path, *sorted(path.iterdir())) if path.is_dir() else ()
+    names = (FILE, PART) if partial else (FILE,)
+    there = ([folder / name for name in names if (folder / name).is_file()] for folder in folders)
+    return [files[0] for files in there if files]
+
+
 def read_partial(path: Path) -> Results:
     """What a `results.jsonl.part` holds of a run that goes on or was killed; its last line may be cut off.
 

@@ -94,6 +94,8 @@ class Run:
         if options.matrix != "full" or options.profiles:
             chosen = self._expand(options.matrix, self._selected)
         self._named_devices: dict[str, set[str]] = {}
+        cards = self.suite.cards.items()
+        self._packages_of = {f"method-{m.lower()}": c["packages"] for m, c in cards if "packages" in c}
         self.recorder: Writer | None = None  # gets every observation that is made
         self._verdicts: dict[str, dict[str, Verdict]] = {}
         self._seconds: dict[str, float] = {}
@@ -244,9 +246,7 @@ class Run:
             package for model in case.program["models"].values() for package in model.get("requires", ())
         }
         if case.clause.axis_sets:  # a clause that names its method says itself what it needs
-            for method, card in self.suite.cards.items():
-                if f"method-{method.lower()}" in case.requires:
-                    needed.update(card.get("packages", ()))
+            needed.update(*(self._packages_of.get(capability, ()) for capability in case.requires))
         if any("train" in step for step in flat([*case.program["given"], *case.program["when"]])):
             needed.add(TRAINER)
         for package in sorted(needed):

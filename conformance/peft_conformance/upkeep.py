@@ -231,9 +231,7 @@ def reports(paths: Sequence[Path]) -> list[Results]:
     """The reports in files and folders, of a matrix too. Raises `ValueError` where there are none."""
     found = []
     for path in paths:
-        files = (
-            [path] if path.is_file() else sorted({*path.glob(report.FILE), *path.glob(f"*/{report.FILE}")})
-        )
+        files = report.files_at(path)
         if not files:
             raise Unfit(f"{path}: no {report.FILE} there")
         found += [report.read(file) for file in files]

@@ -21,7 +21,17 @@ from peft_conformance.expectations import KnownFailures
 from peft_conformance.implementations import Implementation, ImplementationError, describe, described
 from peft_conformance.language import Suite
 from peft_conformance.ranges import contains
-from peft_conformance.report import FILE, PART, VERDICTS, Results, as_text, one_line, read, read_partial
+from peft_conformance.report import (
+    FILE,
+    PART,
+    VERDICTS,
+    Results,
+    as_text,
+    files_at,
+    one_line,
+    read,
+    read_partial,
+)
 from peft_conformance.script import reproduce
 
 LETTERS = dict(zip(VERDICTS, "pfwiekscbuan", strict=True))  # verdict -> how the page writes it
@@ -97,19 +107,12 @@ def find_reports(paths: Iterable[Path]) -> list[Results]:
     for path in paths:
         if not path.is_dir():
             found.append(read(path))
-        elif reports := [report for folder in (path, *sorted(path.iterdir())) for report in _in(folder)]:
+        elif files := files_at(path, partial=True):
+            reports = [read_partial(file) if file.name == PART else read(file) for file in files]
             found += sorted(reports, key=_by_name)
         else:
             raise ValueError(f"{path}: no {FILE} there, and in no folder of it")
     return found
-
-
-def _in(folder: Path) -> Iterator[Results]:
-    """The report of a folder, if it has one; of a run that goes on or was killed, what there is."""
-    if (folder / FILE).is_file():
-        yield read(folder / FILE)
-    elif (folder / PART).is_file():
-        yield read_partial(folder / PART)
 
 
 def _by_name(results: Results) -> tuple[str, Version]:
