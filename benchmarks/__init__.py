@@ -1,0 +1,1 @@
+"""What adapters cost, the reference and upstream side by side: `pytest benchmarks`."""

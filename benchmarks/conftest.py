@@ -1,0 +1,131 @@
+"""How pytest runs the rows: memory first, then repetition by repetition, the contenders of a row in turn."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import os
+import platform
+import statistics
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from cpuinfo import get_cpu_info
+from peft_conformance.report import write_whole
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import forward, lifecycle, measure, results
+from benchmarks.measure import Row, Work
+
+MEMORY = "memory"
+
+
+class Measurements:
+    """What was measured so far, and the work of the row that is being measured."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, dict[str, list[float]]] = {}
+        self.memory: dict[str, dict[str, int]] = {}
+        self.rows: dict[str, Row] = {}
+        self._current: tuple[str, dict[str, Work], dict[str, tuple[int, int]]] = ("", {}, {})
+
+    def work(self, row: Row, contender: str) -> tuple[Work, tuple[int, int]]:
+        """What a contender does in a row, and in what portions; built once, until another row comes."""
+        if self._current[0] != row.id:
+            self._current = ("", {}, {})
+            gc.collect()
+            self._current = (row.id, row.prepare(), {})
+            self.rows[row.id] = row
+        _, works, portions = self._current
+        if contender not in portions:
+            portions[contender] = measure.calibrated(works[contender])
+        return works[contender], portions[contender]
+
+    def document(self) -> results.Document:
+        """All that was measured, as it is kept."""
+        entries, units = [], {}
+        for id, seconds in self.seconds.items():
+            row = self.rows[id]
+            reference = statistics.median(seconds.get("reference") or next(iter(seconds.values())))
+            series = (row.curve, row.operation, row.method) if row.curve else id
+            unit = units.setdefault(series, reference)
+            entries.append(results.entry(row, seconds, self.memory.get(id, {}), unit))
+        packages = ("peft", "torch", "transformers")
+        return {
+            "machine": {"cpu": get_cpu_info().get("brand_raw", platform.machine()), "cores": os.cpu_count()},
+            "threads": torch.get_num_threads(),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+            "rows": entries,
+        }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What a run measures, and where it writes."""
+    group = parser.getgroup("adapters")
+    group.addoption("--quick", action="store_true", help="two repetitions of each row, and no memory")
+    group.addoption("--output", metavar="DIR", type=Path, help="write what was measured to DIR/latest.json")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread: what the machine does beside it disturbs least."""
+    torch.set_num_threads(1)
+    config.measurements = Measurements()  # type: ignore[attr-defined]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test for each chunk, in the order in which they are measured."""
+    quick = metafunc.config.getoption("quick")
+    chunks = []
+    for row in itertools.chain(forward.rows(), lifecycle.rows()):
+        repetitions = range(1, (2 if quick else row.repetitions) + 1)
+        for turn, contender in itertools.product(
+            [*([] if quick else [MEMORY]), *repetitions], row.contenders
+        ):
+            chunks.append(
+                pytest.param(row, turn, contender, id=f"{row.id}-{turn}-{contender.replace(' ', '_')}")
+            )
+    metafunc.parametrize(("row", "turn", "contender"), chunks)
+
+
+def pytest_report_teststatus(report: pytest.TestReport) -> Any:
+    """No line of dots: thousands of chunks."""
+    return ("passed", "", "") if report.passed and report.when == "call" else None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The table of ratios, and the targets."""
+    document = config.measurements.document()  # type: ignore[attr-defined]
+    if not document["rows"]:
+        return
+    console = Console(width=150)
+    table = Table(
+        "operation",
+        "method",
+        "at",
+        "to upstream",
+        "to addmm",
+        "to base",
+        "peak memory",
+        title="reference to others",
+    )
+    for row in document["rows"]:
+        at = " ".join(f"{key}={value}" for key, value in row["point"].items())
+        spread = {name: f"{of[0]:.2f} ({of[1]:.2f} – {of[2]:.2f})" for name, of in row["ratios"].items()}
+        shown = [spread.get(name, "") for name in ("upstream", "addmm", "base")]
+        table.add_row(row["operation"], row["method"], at, *shown, results.cells([row])[-1])
+    console.print(table)
+    targets = Table("target", "limit", "measured", "", title="targets")
+    for line in results.judged(document):
+        targets.add_row(*line)
+    console.print(targets)
+    if folder := config.getoption("output"):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / results.FILE.name, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
