@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .buffers import UnsavedBufferDict
 from .errors import UnsupportedOptionError
 from .holder import BASE_NAME, Batch, Holder
-from .operators import Operator, operator_of
+from .operators import Operator, call, operator_of
 
 
 class BaseTunerLayer(Holder):
@@ -149,7 +149,7 @@ class BaseTunerLayer(Holder):
             for adapter in reversed(self._active_adapter):
                 if adapter in self._adapters:
                     x = self.adapt_input(adapter, x)
-        y = base_out = base(x, *args, **kwargs)
+        y = base_out = base(x, *args, **kwargs) if args or kwargs else call(base, x)
         if adapt:
             if self.batches and (batch := self.batch()) is not None:
                 return self._adapt_per_sample(batch, x, y)

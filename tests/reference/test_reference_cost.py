@@ -54,12 +54,12 @@ def test_adding_the_50th_adapter_costs_what_the_2nd_does() -> None:
 
 
 def test_forward_stays_a_few_python_calls() -> None:
-    """The layer, the base layer, the adapter and its product: no bookkeeping between them."""
+    """The layer, the adapter and its product, and whether each part is bare: no bookkeeping between them."""
     model = build(lambda: nn.Sequential(nn.Linear(4, 4)))
     peft.inject_adapter_in_model(config_for("0"), model)
     layer = model[0]
     x = layer.weight.detach()
-    assert calls(lambda: layer(x)) <= 11
+    assert calls(lambda: layer(x)) <= 13
 
 
 def config_for(name: str) -> peft.LoraConfig:

@@ -9,12 +9,11 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import PeftWarning, UnsupportedOptionError
 from ..layer import BaseTunerLayer
-from ..operators import OPERATORS, Embedding, MultiheadAttention, Operator
+from ..operators import OPERATORS, Embedding, MultiheadAttention, Operator, add_low_rank, low_rank
 from ..tying import TiedFactor
 from . import lora_init
 from .lora_config import LoraConfig
@@ -158,23 +157,18 @@ class LoraLayer(BaseTunerLayer):
             return self.lora_variant[adapter].adapt(self, adapter, x, y)
         if self.training:
             x = self.drop_out(adapter, x)
-        return y.add(self.low_rank(adapter, x), alpha=self.scaling[adapter])
+        if self.op is Embedding:
+            return y.add(self.low_rank(adapter, x), alpha=self.scaling[adapter])
+        slots: Any = self._modules  # nn.Module's own attribute lookup is slow
+        A, B = slots["lora_A"]._modules[adapter], slots["lora_B"]._modules[adapter]
+        return add_low_rank(y, A, B, x, self.scaling[adapter])
 
     def low_rank(self, adapter: str, x: Tensor) -> Tensor:
         """B(A(x)), which never builds the product B·A."""
         if self.op is Embedding:
             A, B = self.factors(adapter)
             return self.op.call(self.get_base_layer(), x, A) @ B.t()  # (..., r) @ (r, out)
-        # `_modules` and `_parameters`: attribute lookup in nn.Module would cost as much as a small product
-        slots: Any = self._modules
-        a: Any = slots["lora_A"]._modules[adapter]
-        b: Any = slots["lora_B"]._modules[adapter]
-        tied = adapter in self.tied_to
-        A = a.weight if tied else a._parameters["weight"]
-        x = x if x.dtype is A.dtype else x.to(A.dtype)
-        if tied or A.dim() > 2:  # convolutions
-            return b(a(x))
-        return F.linear(F.linear(x, A), b._parameters["weight"], b._parameters["bias"])
+        return low_rank(self.lora_A[adapter], self.lora_B[adapter], x)
 
     def fold(self, adapter: str, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """W' and b' with one adapter, as its variant says."""
