@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from peft_conformance.steps import configs, flat
 
 Plain = Any  # null, boolean, number, string, list or mapping of the same: whatever JSON can hold
 
@@ -64,6 +67,16 @@ class Clause:
     lines: dict[str, int] = field(
         default_factory=dict, repr=False, compare=False
     )  # key of the clause -> its line
+
+    @cached_property  # read at every point of the matrix, and the same at each
+    def steps(self) -> tuple[dict[str, Any], ...]:
+        """What is given and done, in order, steps inside `within` after the one that holds them."""
+        return tuple(flat([*self.given, *self.when]))
+
+    @cached_property
+    def configs(self) -> tuple[dict[str, Any], ...]:
+        """Every config that its steps make."""
+        return tuple(configs([*self.given, *self.when]))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from peft_conformance.cases import Case, Clause
+from peft_conformance.cases import Clause, case_id
 from peft_conformance.consumers import Consumers, selected
 from peft_conformance.expand import points
 from peft_conformance.implementations import ImplementationError
@@ -150,7 +150,7 @@ def show(clause: Annotated[str, typer.Argument(help="Id of a clause, e.g. inject
         console.print(f"  needs    {', '.join(found.needs)}")
     for name, entry in Consumers(suite).entries(found):
         console.print(f"  used by  {name}: {entry['because']}", markup=False)
-    ids = [Case(found, point, {}, ()).id for point in points(found)]
+    ids = [case_id(found.id, point) for point in points(found)]
     console.print(f"\n{len(ids)} cases")
     for case in ids:
         console.print(f"  {case}", markup=False)

@@ -6,31 +6,24 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from allpairspy import AllPairs
 from packaging.version import Version
 
 from peft_conformance import facts
 from peft_conformance.cases import Case, Check, Clause
+from peft_conformance.cases import case_id as id_of
 from peft_conformance.formula import FormulaError
-from peft_conformance.language import SPECIAL, Method, Suite, injectable
+from peft_conformance.language import Method, Suite, injectable
 from peft_conformance.ranges import contains
+from peft_conformance.steps import SPECIAL, flat, is_config, step_label, step_options, step_word
 
 Matrix = Literal["full", "pairwise", "smoke"]
 Point = dict[str, Any]  # axis -> value
 INJECT = "inject_adapter_in_model"
 THROUGH_MODEL = ("get_peft_model", "PeftModel.add_adapter", "BaseTuner.set_adapter")  # what does without it
 SPEAKS_OF = {"of", "on", "left", "right", "model", "same_as", "same_object", "different_objects"}
-NOT_WORDS = {
-    "args",
-    "as",
-    "on",
-    "label",
-    "raises",
-    "index",
-    "attempt",
-}  # keys of a step beside the one that names it
 
 
 @dataclass(frozen=True)
@@ -39,6 +32,22 @@ class Skipped:
 
     case: Case
     verdict: str
+    reason: str
+
+
+class _HasAxes(Protocol):
+    @property
+    def axes(self) -> Point: ...
+
+
+Placed = TypeVar("Placed", bound=_HasAxes)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A point that is not a case yet, with the reason for its standing."""
+
+    axes: Point
     reason: str
 
 
@@ -72,19 +81,19 @@ def expand(
     for clause in suite.clauses:
         if clauses is not None and clause.id not in clauses:
             continue
-        reasons: dict[str, str] = {}
-        groups: dict[str, list[Case]] = {"run": [], "not-applicable": [], "unsupported": []}
+        groups: dict[str, list[_Placed]] = {"run": [], "not-applicable": [], "unsupported": []}
         for point in points(clause):
             if clause.law and any(out(suite, clause, point) for out in LEFT_OUT):
                 continue  # no point of this law: its matrix has every layer, the method's card only some
             if where is not None and not where(clause, point):
                 continue
-            case = _case(suite, clause, point, level)
-            verdict, reasons[case.id] = _standing(suite, case, level, offers, lacks or {})
-            groups[verdict].append(case)
-        cases += select(groups.pop("run"), matrix)
+            verdict, reason = _standing(suite, clause, point, level, offers, lacks or {})
+            groups[verdict].append(_Placed(point, reason))
+        # Only what is chosen becomes a case; the rest, nine in ten for smoke, would be built for nothing.
+        cases += [_case(suite, clause, at.axes, level) for at in select(groups.pop("run"), matrix)]
         for verdict, group in groups.items():  # counted by the same measure as the cases that are run
-            skipped += [Skipped(case, verdict, reasons[case.id]) for case in select(group, matrix)]
+            chosen = select(group, matrix)
+            skipped += [Skipped(_case(suite, clause, at.axes, level), verdict, at.reason) for at in chosen]
     return Expansion(cases, skipped)
 
 
@@ -97,7 +106,7 @@ def points(clause: Clause) -> list[Point]:
 
 def case_of(suite: Suite, clause: Clause, case_id: str, api_level: str) -> Case | None:
     """The case of that id as an implementation that claims `api_level` performs it; None if there is none."""
-    fitting = (point for point in points(clause) if Case(clause, point, {}, ()).id == case_id)
+    fitting = (point for point in points(clause) if id_of(clause.id, point) == case_id)
     point = next(fitting, None)
     return None if point is None else _case(suite, clause, point, Version(api_level))
 
@@ -110,8 +119,8 @@ def excludes(when: Mapping[str, Any], point: Point) -> bool:
     )
 
 
-def select(cases: list[Case], matrix: Matrix) -> list[Case]:
-    """The cases of one clause that a matrix size keeps: all, enough for all pairs of values, or one."""
+def select(cases: list[Placed], matrix: Matrix) -> list[Placed]:
+    """Those of a clause's cases that a matrix size keeps: all, enough for all pairs of values, or one."""
     if matrix == "smoke":
         return cases[:1]
     if matrix == "full" or not cases or len(cases[0].axes) < 3:  # with two axes, the pairs are the points
@@ -151,57 +160,11 @@ def fill(value: Any, axes: Point) -> Any:
     return value
 
 
-def flat(steps: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Steps in order, those inside `within` after the step that holds them."""
-    for step in steps:
-        yield step
-        if "within" in step:
-            yield from flat(step["within"]["steps"])
-
-
-def step_word(step: Mapping[str, Any]) -> str:
-    """The key that names what a step does."""
-    return next(key for key in step if key not in NOT_WORDS)
-
-
-def step_options(step: dict[str, Any]) -> dict[str, Any]:
-    """The mapping that carries a step's `label` and `raises`: the step of a call, the body of any other."""
-    body = step[step_word(step)]
-    return body if isinstance(body, dict) else step
-
-
-def step_label(step: dict[str, Any]) -> str | None:
-    """The name under which checks speak of a step: its label, or the entity that it makes."""
-    options = step_options(step)
-    return options.get("label") or step.get("as") or options.get("id")
-
-
-def is_config(value: dict[str, Any]) -> bool:
-    """Whether a mapping of a step makes a config."""
-    return "config" in value and value.keys() <= {"id", "config", "fields", *SPECIAL}
-
-
-def configs(value: Any) -> Iterator[dict[str, Any]]:
-    """Every config in a step or a list of steps, made by `make_config` or on the spot."""
-    if isinstance(value, dict):
-        if is_config(value):
-            yield value
-        for item in value.values():
-            yield from configs(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from configs(item)
-
-
 def _case(suite: Suite, clause: Clause, point: Point, level: Version) -> Case:
     given, when = fill(list(clause.given), point), fill(list(clause.when), point)
     steps = list(flat([*given, *when]))
-    models = sorted({step["make_model"]["model"] for step in steps if "make_model" in step})
-    named = _methods(suite, [*given, *when])
-    methods = {method.card["method"] for method in named}
+    models = sorted(_models(clause, point))
     calls = sorted({step["call"] for step in steps if "call" in step})
-    requires = {*clause.requires, *(f"method-{method.lower()}" for method in methods)}
-    requires.update(*(suite.models[name].get("requires", ()) for name in models if name in suite.models))
 
     variant = next((v for v in clause.variants if contains(v.api, level)), clause.variants[0])
     checks = [
@@ -212,13 +175,12 @@ def _case(suite: Suite, clause: Clause, point: Point, level: Version) -> Case:
         checks = [check for check in checks if check.word != "formula"]
     checks += _derived(suite, clause, when, point)
     given, when = _steps(suite, given), _steps(suite, when)
-    if clause.law and not all(can_inject(method.card, level) for method in named):
+    if _needs_model(suite, clause, point, level):
         names: dict[str, str] = {}
         given, when = _through_model(given, names), _through_model(when, names)
         checks = [replace(check, body=_renamed(check.body, names)) for check in checks]
         calls = sorted({*calls, *THROUGH_MODEL} - {INJECT})
-        requires.add("peft-model")
-    case = Case(clause, point, {}, tuple(checks), tuple(sorted(requires)))
+    case = Case(clause, point, {}, tuple(checks), tuple(sorted(_requires(suite, clause, point, level))))
     case.program.update(
         case=case.id,
         given=given,
@@ -233,19 +195,32 @@ def _case(suite: Suite, clause: Clause, point: Point, level: Version) -> Case:
 
 def methods_at(suite: Suite, clause: Clause, point: Mapping[str, Any]) -> set[str]:
     """The PEFT types that a clause makes configs of, or looks the config classes up of, at a point."""
-    steps = fill([*clause.given, *clause.when], dict(point))
-    return {method.card["method"] for method in _methods(suite, steps)}
+    return {method.card["method"] for method in _methods(suite, clause, point)}
 
 
-def _methods(suite: Suite, steps: list[dict[str, Any]]) -> list[Method]:
-    names = [*(made["config"] for made in configs(steps)), *_classes(flat(steps))]
-    return [method for name in names if (method := suite.method(name))]
+def _methods(suite: Suite, clause: Clause, point: Mapping[str, Any]) -> list[Method]:
+    looked_up = (step["look_up"]["name"] for step in clause.steps if "look_up" in step)
+    names = [made["config"] for made in clause.configs]
+    names += [name["class_of"] for name in looked_up if isinstance(name, dict)]
+    return [method for name in fill(names, dict(point)) if (method := suite.method(name))]
 
 
-def _classes(steps: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
-    """The methods whose config classes are looked up."""
-    names = (step["look_up"]["name"] for step in steps if "look_up" in step)
-    yield from (name["class_of"] for name in names if isinstance(name, dict))
+def _models(clause: Clause, point: Point) -> set[str]:
+    """The models that a clause makes at a point."""
+    return {fill(step["make_model"]["model"], point) for step in clause.steps if "make_model" in step}
+
+
+def _needs_model(suite: Suite, clause: Clause, point: Point, level: Version) -> bool:
+    """Whether a law speaks at this point of a method that only a PeftModel can bring."""
+    return clause.law and not all(can_inject(m.card, level) for m in _methods(suite, clause, point))
+
+
+def _requires(suite: Suite, clause: Clause, point: Point, level: Version) -> set[str]:
+    """The capabilities that the clause needs at a point."""
+    requires = {*clause.requires, *(f"method-{m.lower()}" for m in methods_at(suite, clause, point))}
+    models = (suite.models[name] for name in _models(clause, point) if name in suite.models)
+    requires.update(*(model.get("requires", ()) for model in models))
+    return requires | {"peft-model"} if _needs_model(suite, clause, point, level) else requires
 
 
 def _by_card(suite: Suite, clause: Clause, point: Point, level: Version, check: Check) -> Any:
@@ -408,21 +383,23 @@ def _indexed(steps: list[dict[str, Any]], within: str = "") -> Iterator[tuple[in
 
 def _standing(
     suite: Suite,
-    case: Case,
+    clause: Clause,
+    point: Point,
     level: Version,
     offers: Collection[str] | Literal["all"],
     lacks: Mapping[str, str],
 ) -> tuple[str, str]:
-    """Whether a case is to `run`, or else the verdict that it has without being run; and the reason."""
-    clause = case.clause
+    """Whether the case there is to `run`, or else the verdict that it has without that; and the reason."""
     if not contains(clause.api, level):
         return "not-applicable", f"API level {level} is not in {clause.api}"
-    for method, card in suite.cards.items():
-        if f"method-{method.lower()}" in case.requires and not contains(card.get("api", ">=0"), level):
+    requires = _requires(suite, clause, point, level)
+    for method in (name.removeprefix("method-").upper() for name in sorted(requires)):
+        card: Mapping[str, Any] = suite.cards.get(method, {})
+        if not contains(card.get("api", ">=0"), level):
             return "not-applicable", f"{method} is not in API level {level}, but in {card['api']}"
     for axis, name in clause.axis_sets.items():
         wanted = suite.sets[name].get("cards", {}).get("injectable")
-        made = suite.method(case.axes[axis])
+        made = suite.method(point[axis])
         if made is None:
             continue
         if wanted is not None and can_inject(made.card, level) is not wanted:
@@ -433,12 +410,12 @@ def _standing(
             if not contains(api := fields.get(option, {}).get("api", ">=0"), level):
                 return "not-applicable", f"{option} is not in API level {level}, but in {api}"
         for kind, api in made.card.get("layers_since", {}).items():
-            if kind in _layer_kinds(suite, clause, case.axes) and not contains(api, level):
+            if kind in _layer_kinds(suite, clause, point) and not contains(api, level):
                 return "not-applicable", f"{made.card['method']} adapts {kind} in API level {api}"
-    adapts = suite.method(case.axes["method"]) if clause.law else None
+    adapts = suite.method(point["method"]) if clause.law else None
     if adapts and not can_inject(adapts.card, level) and any(map(_by_keys, [*clause.given, *clause.when])):
         return "not-applicable", f"{adapts.card['method']} cannot be injected at API level {level}"
-    for name in case.requires:
+    for name in sorted(requires):
         if name in lacks:
             return "unsupported", f"{name}: {lacks[name]}"
         if offers != "all" and name not in offers:
@@ -480,14 +457,14 @@ def _asks_for_more(suite: Suite, clause: Clause, point: Point) -> bool:
     if method is None or not method.fact("forward_arguments"):
         return False
     calls = {"forward", "backward", "generate", "train"}
-    return any(step_word(step) in calls for step in flat([*clause.given, *clause.when]))
+    return any(step_word(step) in calls for step in clause.steps)
 
 
 def _has_no_such_option(suite: Suite, clause: Clause, point: Point) -> bool:
     """Whether the law sets a field that the config of this method does not have."""
     method = suite.method(point["method"])
     known = method.card["config"].get("fields", ()) if method else ()
-    made = [c for c in configs([*clause.given, *clause.when]) if c["config"] == {"axis": "method"}]
+    made = [config for config in clause.configs if config["config"] == {"axis": "method"}]
     return bool(known) and any(name not in known for config in made for name in config.get("fields", ()))
 
 
@@ -515,7 +492,6 @@ def _layers(
     suite: Suite, clause: Clause, point: Point, at: str = "layer"
 ) -> list[tuple[str, Mapping[str, Any]]]:
     """Kind and arguments of the layers that are called `layer`, the one that a law adapts."""
-    steps = flat([*clause.given, *clause.when])
-    names = [fill(step["make_model"]["model"], point) for step in steps if "make_model" in step]
+    names = [fill(step["make_model"]["model"], point) for step in clause.steps if "make_model" in step]
     chains = [suite.models[name].get("chain", ()) for name in names if name in suite.models]
     return [(kind, dict(*rest)) for chain in chains for path, kind, *rest in chain if path == at]

@@ -38,7 +38,6 @@ FOLDERS = {  # folder below specs/ -> schema of its files
     "sources": "sources",
     "profiles": "profile",
 }
-SPECIAL = {"second", "init_off", "init_on"}  # what a config may be for, besides being the method's
 BESIDE_WORD = {"id", "level", "because"}  # keys of a check beside the one that names it
 SECTIONS = {  # of the vocabulary -> what one entry is called
     "models": "model",

@@ -10,23 +10,15 @@ from typing import Any
 
 from peft_conformance import consumers
 from peft_conformance.cases import Check, Clause
-from peft_conformance.expand import (
-    configs,
-    excludes,
-    fill,
-    flat,
-    points,
-    step_label,
-    step_options,
-    step_word,
-)
+from peft_conformance.expand import excludes, fill, points
 from peft_conformance.formula import FormulaError, parse
 from peft_conformance.frame import MODULE_ASPECTS, TENSOR_ASPECTS
-from peft_conformance.language import SPECIAL, Suite, injectable
+from peft_conformance.language import Suite, injectable
 from peft_conformance.models import LAYERS
 from peft_conformance.ranges import outside, untiled
 from peft_conformance.reading import Map, Seq, SpecError, closest
 from peft_conformance.schemas import schema_errors
+from peft_conformance.steps import SPECIAL, configs, flat, step_label, step_options, step_word
 from peft_conformance.trace import demands, gaps, rows_of
 
 NO_CARD = ("none", "unknown", "not-a-config")  # what make_config makes beside the configs of methods
@@ -362,7 +354,7 @@ class _ClauseLint:
                 self.error(line, f"axis {axis!r} has values that read the same")
         if not all(clause.matrix.values()):
             return
-        every = points(Clause(**{**vars(clause), "exclude": ()}))
+        every = points(replace(clause, exclude=()))
         for entry in clause.exclude:
             when = entry["when"]
             axes = [axis for axis in when if self.known("axis", axis, clause.matrix, when.lines[axis])]

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from peft_conformance import plain
 from peft_conformance.cases import Clause, plain_text
-from peft_conformance.expand import flat, step_label, step_options
 from peft_conformance.expectations import Place, overdue, places, review_lines
 from peft_conformance.language import Suite
 from peft_conformance.propose import TODO
 from peft_conformance.ranges import contains, probes
 from peft_conformance.reading import Map, Seq, SpecError, SpecErrors, closest, read_yaml
 from peft_conformance.schemas import schema_errors
+from peft_conformance.steps import flat, step_label, step_options
 
 
 def is_description(file: Path) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from functools import cache
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 
+@cache  # a few hundred ranges and levels, asked for at every point of every matrix
 def contains(api_range: str, level: Version | str) -> bool:
     """Whether an API level lies in a PEP 440 range, pre-releases included."""
     return SpecifierSet(api_range).contains(level, prereleases=True)

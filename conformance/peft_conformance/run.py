@@ -8,7 +8,7 @@ import re
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -21,8 +21,8 @@ from peft_conformance import consumers, surface
 from peft_conformance.cases import Case, Check, Clause, Verdict
 from peft_conformance.descriptions import described, is_version
 from peft_conformance.environments import ImplementationError
-from peft_conformance.expand import Expansion, expand, flat
-from peft_conformance.expectations import KnownFailures, known_version, overdue, review_lines
+from peft_conformance.expand import Expansion, expand
+from peft_conformance.expectations import KnownFailures, known_version, overdue, places, review_lines
 from peft_conformance.fingerprint import implementation_digest, suite_fingerprint
 from peft_conformance.implementations import (
     Implementation,
@@ -89,20 +89,14 @@ class Run:
                 raise
         self.device: str = self.machine["device"]
         self._learn_level()
-        # Expectations and prerequisites do not depend on what is selected, so everything is expanded too.
-        everything = chosen = self._expand("full", None)
-        if options.matrix != "full" or options.profiles:
-            chosen = self._expand(options.matrix, self._selected)
+        chosen = self._expand(options.matrix, self._selected)
         self._named_devices: dict[str, set[str]] = {}
         cards = self.suite.cards.items()
         self._packages_of = {f"method-{m.lower()}": c["packages"] for m, c in cards if "packages" in c}
         self.recorder: Writer | None = None  # gets every observation that is made
         self._verdicts: dict[str, dict[str, Verdict]] = {}
         self._seconds: dict[str, float] = {}
-        self._everything = everything
-        self._by_clause: dict[str, list[Case]] = {}
-        for case in everything.cases:
-            self._by_clause.setdefault(case.clause.id, []).append(case)
+        self._whole: dict[str, Expansion] = {}
         self.cases = [case for case in chosen.cases if not self._not_run(case)]
         self.left_out = self._count(chosen)
 
@@ -148,7 +142,13 @@ class Run:
         keys = ("profile", "consumers", "verdict", "reason", "checks")
         return [plain(dict(zip(keys, (*what, n), strict=True))) for what, n in sorted(counts.items())]
 
-    def _expand(self, matrix: Any, where: Any) -> Expansion:
+    def _everything(self, clause: str) -> Expansion:
+        """A clause at all of its points, on which prerequisites and expectations may fall whatever is run."""
+        if clause not in self._whole:
+            self._whole[clause] = self._expand("full", clauses={clause})
+        return self._whole[clause]
+
+    def _expand(self, matrix: Any, where: Any = None, *, clauses: Collection[str] | None = None) -> Expansion:
         return expand(
             self.suite,
             api_level=self.api_level,
@@ -156,6 +156,7 @@ class Run:
             offers=self.implementation.offers,
             lacks=self.implementation.lacks,
             where=where,
+            clauses=clauses,
         )
 
     def close(self) -> None:
@@ -247,7 +248,7 @@ class Run:
         }
         if case.clause.axis_sets:  # a clause that names its method says itself what it needs
             needed.update(*(self._packages_of.get(capability, ()) for capability in case.requires))
-        if any("train" in step for step in flat([*case.program["given"], *case.program["when"]])):
+        if any("train" in step for step in case.clause.steps):
             needed.add(TRAINER)
         for package in sorted(needed):
             if not self.packages.get(package, True):
@@ -262,7 +263,7 @@ class Run:
 
     def _prerequisite(self, clause: str, case: Case) -> Case | None:
         """The clause's case at the same values of the shared axes, else its first; None when none applies."""
-        cases = self._by_clause.get(clause, [])
+        cases = self._everything(clause).cases
         shared = (
             c for c in cases if all(c.axes[axis] == case.axes[axis] for axis in c.axes.keys() & case.axes)
         )
@@ -275,7 +276,7 @@ class Run:
 
     def stored(self, case: Case) -> dict[str, str]:
         """The stored snapshots of a case, by check id."""
-        files = {c.id: self.snapshots / snapshot_file(case, c) for c in case.checks if c.word == "snapshot"}
+        files = {c.id: self.snapshots / snapshot_file(case, c) for c in _snapshots(case)}
         return {check: file.read_text(encoding="utf-8") for check, file in files.items() if file.is_file()}
 
     def with_snapshot(self, verdict: Verdict, matches: Callable[[str], bool]) -> Verdict:
@@ -296,8 +297,10 @@ class Run:
 
     def loose_ends(self) -> Iterator[tuple[str, str]]:
         """Expectations, and for the baseline snapshots, that belong to no check, with what to do about it."""
-        left_out = self._everything.skipped
-        at_level = [*self._everything.cases, *(s.case for s in left_out if s.verdict == "unsupported")]
+        named = {place.clause for entry in self.known.entries for place in places(entry)}
+        expected = [self._everything(clause) for clause in sorted(named)]
+        at_level = [case for found in expected for case in found.cases]
+        at_level += [s.case for found in expected for s in found.skipped if s.verdict == "unsupported"]
         ids = [f"{case.id}:{check.id}" for case in at_level for check in case.checks]
         for number, (place, entry) in enumerate(self.known.unmatched(ids), 1):
             yield (
@@ -307,14 +310,20 @@ class Run:
             )
         if not self.implementation.baseline or self.api_level != self.implementation.api_level:
             return
-        cases = [*self._everything.cases, *(s.case for s in left_out)]
-        known = {snapshot_file(case, c) for case in cases for c in case.checks if c.word == "snapshot"}
+        known = {snapshot_file(case, c) for case in self._with_snapshots() for c in _snapshots(case)}
         for file in sorted(self.snapshots.glob("*.txt")):
             if file.name not in known:
                 yield (
                     f"snapshot:{file.stem}",
                     f"No check is the one that {file.name} is stored for; delete it.",
                 )
+
+    def _with_snapshots(self) -> Iterator[Case]:
+        """Every case of the clauses that compare with snapshots, at other API levels too."""
+        for clause in self.suite.clauses:
+            if any(check.word == "snapshot" for variant in clause.variants for check in variant.checks):
+                found = self._everything(clause.id)
+                yield from (*found.cases, *(s.case for s in found.skipped))
 
     # For the reader
 
@@ -401,6 +410,10 @@ class SnapshotFile(SingleFileSnapshotExtension):
 def snapshot_file(case: Case, check: Check) -> str:
     """The name of a check's snapshot file: its id, with what file systems refuse replaced."""
     return re.sub(r"[^\w.,=+\-\[\]]", "_", f"{case.id}--{check.id}") + ".txt"
+
+
+def _snapshots(case: Case) -> list[Check]:
+    return [check for check in case.checks if check.word == "snapshot"]
 
 
 def sources(suite: Suite, clause: Clause) -> list[str]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import corpus
 import pytest
 from peft_conformance import consumers, lint
-from peft_conformance.expand import flat, step_word
 from peft_conformance.language import find_specs_dir, load_suite
+from peft_conformance.steps import flat, step_word
 
 FILES = sorted(corpus.REJECTED.rglob("*.y*ml"))
 GOOD = sorted(corpus.ACCEPTED.glob("*.yaml"))

@@ -13,8 +13,8 @@ from typing import Any
 
 from peft_conformance import plain
 from peft_conformance.driver import SOURCES
-from peft_conformance.expand import configs, flat, step_word
 from peft_conformance.roles import Cards, Record
+from peft_conformance.steps import configs, flat, step_word
 
 Observation = Mapping[str, Any]
 LOOKS = frozenset(

@@ -16,7 +16,7 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from peft_conformance.cases import Check, Clause, Verdict, plain_text
-from peft_conformance.expand import case_of, configs, expand
+from peft_conformance.expand import case_of, expand
 from peft_conformance.expectations import KnownFailures
 from peft_conformance.implementations import Implementation, ImplementationError, describe, described
 from peft_conformance.language import Suite
@@ -33,6 +33,7 @@ from peft_conformance.report import (
     read_partial,
 )
 from peft_conformance.script import reproduce
+from peft_conformance.steps import configs
 
 LETTERS = dict(zip(VERDICTS, "pfwiekscbuan", strict=True))  # verdict -> how the page writes it
 ABSENT = "-"  # at a point that a report does not have
