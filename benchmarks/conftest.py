@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import statistics
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,15 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from cpuinfo import get_cpu_info
 from peft_conformance.report import write_whole
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import forward, lifecycle, measure, results
-from benchmarks.measure import Row, Work
+from benchmarks import forward, growth, lifecycle, results, startup
+from benchmarks.measure import Elsewhere, Row, Work
 
 MEMORY = "memory"
+KINDS = (startup, lifecycle, forward, growth)
 
 
 class Measurements:
@@ -35,9 +36,9 @@ class Measurements:
         self.seconds: dict[str, dict[str, list[float]]] = {}
         self.memory: dict[str, dict[str, int]] = {}
         self.rows: dict[str, Row] = {}
-        self._current: tuple[str, dict[str, Work], dict[str, tuple[int, int]]] = ("", {}, {})
+        self._current: tuple[str, Mapping[str, Work | Elsewhere], dict[str, dict[str, int]]] = ("", {}, {})
 
-    def work(self, row: Row, contender: str) -> tuple[Work, tuple[int, int]]:
+    def work(self, row: Row, contender: str) -> tuple[Work | Elsewhere, dict[str, int]]:
         """What a contender does in a row, and in what portions; built once, until another row comes."""
         if self._current[0] != row.id:
             self._current = ("", {}, {})
@@ -45,25 +46,27 @@ class Measurements:
             self._current = (row.id, row.prepare(), {})
             self.rows[row.id] = row
         _, works, portions = self._current
+        work = works[contender]
         if contender not in portions:
-            portions[contender] = measure.calibrated(works[contender])
-        return works[contender], portions[contender]
+            portions[contender] = {} if isinstance(work, Elsewhere) else work.portions()
+        return work, portions[contender]
 
-    def document(self) -> results.Document:
+    def document(self, cpu: str) -> results.Document:
         """All that was measured, as it is kept."""
         entries, units = [], {}
         for id, seconds in self.seconds.items():
             row = self.rows[id]
             reference = statistics.median(seconds.get("reference") or next(iter(seconds.values())))
             series = (row.curve, row.operation, row.method) if row.curve else id
-            unit = units.setdefault(series, reference)
+            unit = units.setdefault(series, (id, reference))
             entries.append(results.entry(row, seconds, self.memory.get(id, {}), unit))
         packages = ("peft", "torch", "transformers")
         return {
-            "machine": {"cpu": get_cpu_info().get("brand_raw", platform.machine()), "cores": os.cpu_count()},
+            "machine": {"cpu": cpu, "cores": os.cpu_count()},
             "threads": torch.get_num_threads(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
             "rows": entries,
+            "sweep": growth.sweep(),
         }
 
 
@@ -84,7 +87,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test for each chunk, in the order in which they are measured."""
     quick = metafunc.config.getoption("quick")
     chunks = []
-    for row in itertools.chain(forward.rows(), lifecycle.rows()):
+    for row in itertools.chain.from_iterable(kind.rows() for kind in KINDS):
         repetitions = range(1, (2 if quick else row.repetitions) + 1)
         for turn, contender in itertools.product(
             [*([] if quick else [MEMORY]), *repetitions], row.contenders
@@ -102,9 +105,11 @@ def pytest_report_teststatus(report: pytest.TestReport) -> Any:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """The table of ratios, and the targets."""
-    document = config.measurements.document()  # type: ignore[attr-defined]
-    if not document["rows"]:
+    measured: Measurements = config.measurements  # type: ignore[attr-defined]
+    if not measured.seconds:
         return
+    machine = config.hook.pytest_benchmark_generate_machine_info(config=config)
+    document = measured.document(machine["cpu"].get("brand_raw") or platform.machine())
     console = Console(width=150)
     table = Table(
         "operation",

@@ -22,12 +22,15 @@ Document = dict[str, Any]
 Entry = dict[str, Any]  # a row of a document
 
 
-def entry(row: Row, seconds: dict[str, list[float]], memory: dict[str, int], unit: float) -> Entry:
-    """A row as it is kept: times in multiples of a unit, and no second anywhere."""
+def entry(
+    row: Row, seconds: dict[str, list[float]], memory: dict[str, int], unit: tuple[str, float]
+) -> Entry:
+    """A row as it is kept: times in multiples of the reference's in some row, and no second anywhere."""
     told: Entry = {"id": row.id, "operation": row.operation, "method": row.method, "point": row.point}
     if row.curve:
         told["curve"] = row.curve
-    told["times"] = {name: [_round(s / unit) for s in each] for name, each in seconds.items()}
+    told["unit"], of_one = unit
+    told["times"] = {name: [_round(s / of_one) for s in each] for name, each in seconds.items()}
     told["ratios"] = {
         name: _spread([a / b for a, b in zip(seconds["reference"], each, strict=False)])
         for name, each in seconds.items()
@@ -91,7 +94,7 @@ def memory(row: Entry) -> float | None:
 
 def thousandth(row: Entry) -> float | None:
     """Adapter number 1000 to number 1: times along a curve are multiples of the curve's first."""
-    if row.get("curve") != "adapters" or row["operation"] != "inject" or row["point"]["adapters"] != 1000:
+    if row["operation"] != "inject" or row["point"].get("adapters") != 1000 or ":1000" in row["unit"]:
         return None
     return statistics.median(row["times"]["reference"])
 
