@@ -13,6 +13,7 @@ from typing import Any
 from peft_conformance.cases import Check, Clause, Variant
 from peft_conformance.reading import Map, Seq, SpecError, SpecErrors, closest, read_yaml
 from peft_conformance.schemas import find_specs_dir, schema_errors, validator
+from peft_conformance.suite_cache import kept
 
 __all__ = [
     "FOLDERS",
@@ -152,8 +153,15 @@ def injectable(card: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def load_suite(specs_dir: Path) -> Suite:
-    """Read, check against the schemas, and assemble all spec files. Raises SpecErrors, all faults at once."""
+    """Read, check against the schemas, and assemble all spec files. Raises SpecErrors, all faults at once.
+
+    Our own specs are the same in every process of a run, so that they come from a cache there.
+    """
     specs_dir = Path(specs_dir)
+    return kept(specs_dir, _load) if specs_dir == find_specs_dir() else _load(specs_dir)
+
+
+def _load(specs_dir: Path) -> Suite:
     errors: list[SpecError] = []
     files: dict[Path, Map] = {}
     for file in sorted([*specs_dir.rglob("*.yaml"), *specs_dir.rglob("*.yml")]):

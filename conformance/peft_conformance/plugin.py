@@ -5,11 +5,12 @@ pytest loads this module in every run, so that it imports nothing heavy until th
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,26 +100,27 @@ def open_run(config: pytest.Config) -> Run:
         return config.stash[RUN]
     from peft_conformance.report import Stream, resumable
     from peft_conformance.run import Options, Refusal, Run
+    from peft_conformance.suite_cache import without_collector
 
     option = config.option
     if option.resume and option.report is None:
         raise pytest.UsageError("--resume needs --report DIR: the folder that the interrupted run wrote to")
     if option.record and option.report is None:
         raise pytest.UsageError("--record needs --report DIR: what is observed is kept beside the report")
+    options = Options(
+        implementation=option.impl,
+        device=option.device,
+        api_level=option.api_level,
+        profiles=tuple(option.profile or ()),
+        matrix=option.matrix,
+        isolate=option.isolate,
+        specs=option.specs,
+        update_snapshots=getattr(option, "update_snapshots", False),
+        selection=selection(config),
+    )
     try:
-        run = Run(
-            Options(
-                implementation=option.impl,
-                device=option.device,
-                api_level=option.api_level,
-                profiles=tuple(option.profile or ()),
-                matrix=option.matrix,
-                isolate=option.isolate,
-                specs=option.specs,
-                update_snapshots=getattr(option, "update_snapshots", False),
-                selection=selection(config),
-            )
-        )
+        with without_collector():
+            run = Run(options)
     except Refusal as refusal:
         if refusal.results and option.report and not hasattr(config, "workerinput"):
             Stream(refusal.results, option.report).close()
@@ -157,6 +159,33 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     return SuiteFile.from_parent(parent, path=module_path, nodeid=place)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Any:
+    """What is collected stays until the end: no collector need walk through it again and again."""
+    if not suite_is_asked_for(session.config):
+        return (yield)
+    from peft_conformance.suite_cache import without_collector
+
+    with without_collector():
+        result = yield
+    gc.collect()
+    gc.freeze()
+    return result
+
+
+class _Hooks:
+    """pytest's hooks but for those that set up logging three times for each check: a third of the cost."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._call = config.pluginmanager.subset_hook_caller
+        self._without = [config.pluginmanager.get_plugin("logging-plugin")]
+
+    def __getattr__(self, name: str) -> Any:
+        caller = self._call(name, remove_plugins=filter(None, self._without))
+        setattr(self, name, caller)
+        return caller
+
+
 class SuiteFile(pytest.File):
     """The suite: a check of a case is one item; so is an expectation or a snapshot that nothing names."""
 
@@ -166,7 +195,9 @@ class SuiteFile(pytest.File):
             run = open_run(self.config)
         except pytest.UsageError as error:
             raise self.CollectError(str(error)) from None
-        done = self.config.stash[DONE]
+        done, option = self.config.stash[DONE], self.config.option
+        wants_logs = option.log_level or option.log_file or option.log_cli_level
+        hooks = self.ihook if wants_logs or self.config.getini("log_cli") else _Hooks(self.config)
         for name, complaint in run.loose_ends():
             yield LooseEnd.from_parent(self, name=name, nodeid=f"{self.nodeid}::{name}", complaint=complaint)
         for case in run.cases:
@@ -175,7 +206,9 @@ class SuiteFile(pytest.File):
                 if name in done:
                     continue
                 node = f"{self.nodeid}::{name}"
-                yield CheckItem.from_parent(self, name=name, nodeid=node, run=run, case=case, check=check)
+                yield CheckItem.from_parent(
+                    self, name=name, nodeid=node, run=run, case=case, check=check, hooks=hooks
+                )
 
 
 class Red(Exception):
@@ -198,9 +231,9 @@ class SuiteItem(pytest.Item):
 class CheckItem(SuiteItem):
     """One check of one case. The case is executed by the first of its checks that runs."""
 
-    def __init__(self, *, run: Run, case: Case, check: Check, **kwargs: Any) -> None:
+    def __init__(self, *, run: Run, case: Case, check: Check, hooks: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.run, self.case, self.check = run, case, check
+        self.run, self.case, self.check, self._hooks = run, case, check, hooks
         self.row: dict[str, Any] | None = None  # once it has a verdict
         # -k can then select by topic and profile too
         self.extra_keyword_matches.update({case.clause.topic, case.clause.profile})
@@ -222,6 +255,11 @@ class CheckItem(SuiteItem):
         return self.case.clause.file, self.check.line - 1, super().reportinfo()[2]
 
     @property
+    def ihook(self) -> Any:
+        """The hooks that are called for this item."""
+        return self._hooks
+
+    @property
     def obj(self) -> Any:
         """What syrupy calls the test function; it asks for its module and name."""
         return CheckItem.runtest
@@ -231,7 +269,7 @@ class CheckItem(SuiteItem):
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
     """Let the report of a check carry its row, which may have to travel from a worker to the controller."""
     report = yield
-    if isinstance(item, CheckItem):
+    if isinstance(item, CheckItem) and report.when == "call":
         report.row = json.dumps(item.row)
     return report
 
@@ -357,7 +395,28 @@ class Session:
             return None
         from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
+        class Ids(list[str]):
+            def __init__(self, ids: Sequence[str]) -> None:
+                super().__init__(ids)
+                self.places = {nodeid: place for place, nodeid in enumerate(ids)}
+
+            def index(self, nodeid: str, *_: Any) -> int:
+                return self.places[nodeid]
+
         class ByCase(LoadScopeScheduling):
+            # Without these two, the work per check grows with the number of checks, some 50,000.
+
+            def add_node_collection(self, node: Any, collection: Sequence[str]) -> None:
+                super().add_node_collection(node, collection)
+                if node in self.registered_collections:
+                    self.registered_collections[node] = Ids(collection)
+
+            def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
+                super().mark_test_complete(node, item_index, duration)
+                scope = self._split_scope(self.registered_collections[node][item_index])
+                if all(self.assigned_work[node][scope].values()):
+                    del self.assigned_work[node][scope]
+
             def _split_scope(self, nodeid: str) -> str:
                 return nodeid.rpartition(":")[0] if f"/{SUITE_FILE.name}::" in nodeid else nodeid
 
@@ -377,7 +436,7 @@ class Session:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Gather the verdict that a report carries; on the controller it may come from any worker."""
         row = json.loads(getattr(report, "row", "null"))
-        if row and report.when == "call":
+        if row:
             self.add("check", row)
             if self.junit is not None:
                 case = self.junit.node_reporter(report)
@@ -396,6 +455,7 @@ class Session:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the report; a run in which nothing was judged is not a success."""
+        gc.unfreeze()  # hypothesis, where it is installed, now asks what refers to some object
         if self.options.collectonly:
             return
         results, code = self.results, pytest.ExitCode
