@@ -258,7 +258,11 @@ def run_suite(
         str, typer.Option(help="reference, peft, peft==VERSION, a module, a .yaml file or a checkout.")
     ],
 ) -> None:
-    """Run the suite against an implementation; further arguments are pytest's (-n 2, -k …, --report DIR)."""
+    """Run the suite against an implementation; further arguments are pytest's (-n 2, -k …, --report DIR).
+
+    --changed runs what git says has changed since HEAD, --changed=main since main: clauses that say something
+    else now, and those whose cards, models or profiles do.
+    """
     suite = ["--pyargs", "peft_conformance.test_conformance", f"--impl={impl}"]
     raise typer.Exit(subprocess.call([sys.executable, "-m", "pytest", *suite, *context.args]))
 

@@ -163,7 +163,7 @@ def fill(value: Any, axes: Point) -> Any:
 def _case(suite: Suite, clause: Clause, point: Point, level: Version) -> Case:
     given, when = fill(list(clause.given), point), fill(list(clause.when), point)
     steps = list(flat([*given, *when]))
-    models = sorted(_models(clause, point))
+    models = sorted(models_at(clause, point))
     calls = sorted({step["call"] for step in steps if "call" in step})
 
     variant = next((v for v in clause.variants if contains(v.api, level)), clause.variants[0])
@@ -205,7 +205,7 @@ def _methods(suite: Suite, clause: Clause, point: Mapping[str, Any]) -> list[Met
     return [method for name in fill(names, dict(point)) if (method := suite.method(name))]
 
 
-def _models(clause: Clause, point: Point) -> set[str]:
+def models_at(clause: Clause, point: Point) -> set[str]:
     """The models that a clause makes at a point."""
     return {fill(step["make_model"]["model"], point) for step in clause.steps if "make_model" in step}
 
@@ -218,7 +218,7 @@ def _needs_model(suite: Suite, clause: Clause, point: Point, level: Version) -> 
 def _requires(suite: Suite, clause: Clause, point: Point, level: Version) -> set[str]:
     """The capabilities that the clause needs at a point."""
     requires = {*clause.requires, *(f"method-{m.lower()}" for m in methods_at(suite, clause, point))}
-    models = (suite.models[name] for name in _models(clause, point) if name in suite.models)
+    models = (suite.models[name] for name in models_at(clause, point) if name in suite.models)
     requires.update(*(model.get("requires", ()) for model in models))
     return requires | {"peft-model"} if _needs_model(suite, clause, point, level) else requires
 

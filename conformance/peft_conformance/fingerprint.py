@@ -25,9 +25,13 @@ def suite_fingerprint(specs: Path, snapshots: Path) -> str:
     """Of the specs, the snapshots and the code that verdicts come from: two runs with the same one may be
     put together.
     """
-    code = (HERE / f"{name}.py" for name in sorted(_reached(VERDICTS_COME_FROM)))
     files = [*specs.rglob("*.yaml"), *specs.rglob("*.json"), *snapshots.glob("*.txt")]
-    return _digest([*_contents(sorted(files)), *_contents(code)])
+    return _digest([*_contents(sorted(files)), *_contents(verdict_code())])
+
+
+def verdict_code() -> list[Path]:
+    """The files of ours on which every verdict depends."""
+    return [HERE / f"{name}.py" for name in sorted(_reached(VERDICTS_COME_FROM))]
 
 
 def implementation_digest(implementation: Implementation, known: KnownFailures) -> str:

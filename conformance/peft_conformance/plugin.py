@@ -10,7 +10,7 @@ import json
 import os
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SUITE_FILE = Path(__file__).resolve().with_name("test_conformance.py")
 RUN = pytest.StashKey["Run"]()
 DONE = pytest.StashKey[set[str]]()  # ids of checks whose verdicts are taken over from an earlier run
+CHANGED = "peft-conformance-changed"  # key of a worker's input: clauses that --changed has found
 TAKEN_OVER = "peft-conformance-taken-over"  # key of a worker's input: checks that need not run again
 
 
@@ -58,6 +59,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--resume", action="store_true", help="go on with an interrupted run that has the same --report"
+    )
+    group.addoption(
+        "--changed",
+        nargs="?",
+        const="HEAD",
+        metavar="REF",
+        help="only clauses whose specs have changed, or the cards and models that they use (since HEAD)",
     )
     group.addoption("--isolate", action="store_true", help="run the implementation in a process of its own")
     group.addoption("--specs", metavar="DIR", type=Path, help="use the specs in this folder, not our own")
@@ -102,7 +110,7 @@ def open_run(config: pytest.Config) -> Run:
     from peft_conformance.run import Options, Refusal, Run
     from peft_conformance.suite_cache import without_collector
 
-    option = config.option
+    option, start = config.option, time.monotonic()
     if option.resume and option.report is None:
         raise pytest.UsageError("--resume needs --report DIR: the folder that the interrupted run wrote to")
     if option.record and option.report is None:
@@ -117,6 +125,8 @@ def open_run(config: pytest.Config) -> Run:
         specs=option.specs,
         update_snapshots=getattr(option, "update_snapshots", False),
         selection=selection(config),
+        changed=option.changed,
+        clauses=getattr(config, "workerinput", {}).get(CHANGED),
     )
     try:
         with without_collector():
@@ -134,16 +144,17 @@ def open_run(config: pytest.Config) -> Run:
         if option.resume:
             results.rows = resumable(option.report, results.header)
             config.stash[DONE] = {row["id"] for row in results.rows}
-        config.pluginmanager.register(Session(results, option))
+        config.pluginmanager.register(Session(results, option, run.clauses, start))
     if option.record and not option.collectonly:
         config.pluginmanager.register(Recorder(run, config))
     return run
 
 
 def selection(config: pytest.Config) -> str:
-    """What the command line selects by keyword and by node id."""
+    """What the command line selects by keyword, by what has changed, and by node id."""
     chosen = [arg.partition("::")[2] for arg in config.args if "::" in arg]
-    return " ".join(filter(None, [config.option.keyword, config.option.markexpr, *chosen]))
+    since = config.option.changed and f"--changed={config.option.changed}"
+    return " ".join(filter(None, [config.option.keyword, config.option.markexpr, since, *chosen]))
 
 
 # Collection
@@ -198,7 +209,7 @@ class SuiteFile(pytest.File):
         done, option = self.config.stash[DONE], self.config.option
         wants_logs = option.log_level or option.log_file or option.log_cli_level
         hooks = self.ihook if wants_logs or self.config.getini("log_cli") else _Hooks(self.config)
-        for name, complaint in run.loose_ends():
+        for name, complaint in run.loose_ends() if run.clauses is None else ():
             yield LooseEnd.from_parent(self, name=name, nodeid=f"{self.nodeid}::{name}", complaint=complaint)
         for case in run.cases:
             for check in case.checks:
@@ -343,15 +354,16 @@ class Recorder:
 class Session:
     """Hooks of a run of the suite, registered when one is opened: other pytest runs never see them."""
 
-    def __init__(self, results: Results, options: Namespace) -> None:
+    def __init__(
+        self, results: Results, options: Namespace, changed: Collection[str] | None, start: float
+    ) -> None:
         from peft_conformance.report import Stream
 
-        self.results, self.options = results, options
+        self.results, self.options, self.changed, self.start = results, options, changed, start
         self.stream = Stream(results, options.report) if options.report and not options.collectonly else None
         self.recording: Path | None = None
         self.junit: Any = None
         self.taken_over = len(results.rows)
-        self.start = time.monotonic()
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         """Look for pytest's JUnit report, in which checks are to be named as everywhere else."""
@@ -371,14 +383,21 @@ class Session:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        """A worker has to leave out what is taken over; so has one that takes the place of a dead one."""
+        """What a worker has to leave out; so has one that takes the place of a dead one."""
         node.workerinput[TAKEN_OVER] = sorted(node.config.stash[DONE])
+        node.workerinput[CHANGED] = None if self.changed is None else sorted(self.changed)
+
+    @property
+    def nothing_changed(self) -> bool:
+        """Whether nothing was to be run, and rightly so."""
+        return self.changed is not None and not self.changed
 
     def begin(self, ids: list[str]) -> None:
         """Begin the report, once."""
         if "total" not in self.results.header:
             total = self.taken_over + sum(is_check(nodeid) for nodeid in ids)
             self.results.header["total"] = total
+            self.results.start_up = time.monotonic() - self.start
             if self.stream:
                 self.stream.open()
 
@@ -386,7 +405,10 @@ class Session:
         """What is being measured, and with what."""
         from peft_conformance.report import one_line
 
-        return f"implementation: {one_line(self.results.header)}"
+        line = f"implementation: {one_line(self.results.header)}"
+        if self.changed is None:
+            return line
+        return f"{line}\nchanged since {self.options.changed}: {len(self.changed)} clauses"
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
@@ -468,11 +490,11 @@ class Session:
             from peft_conformance.observations import join
 
             self.recording = join(self.options.report)
-        if session.exitstatus == code.NO_TESTS_COLLECTED and self.taken_over:
+        if session.exitstatus == code.NO_TESTS_COLLECTED and (self.taken_over or self.nothing_changed):
             session.exitstatus = code.OK
         if session.exitstatus == code.OK and results.red:  # in what was taken over
             session.exitstatus = code.TESTS_FAILED
-        if session.exitstatus == code.OK and not results.judged:
+        if session.exitstatus == code.OK and not results.judged and not self.nothing_changed:
             session.exitstatus = code.NO_TESTS_COLLECTED
 
     @pytest.hookimpl(tryfirst=True)
@@ -485,7 +507,9 @@ class Session:
         restore_ids(report for reports in terminalreporter.stats.values() for report in reports)
         say = terminalreporter.write_line
         terminalreporter.section(f"conformance of {self.results.header['implementation']['name']}")
-        for line, colour in closing(self.results):
+        if self.nothing_changed:
+            say(f"no clause has changed since {self.options.changed}: there is nothing to run")
+        for line, colour in closing(self.results) if not self.nothing_changed else ():
             say(line, **({colour: True} if colour else {}))
         if self.taken_over:
             say(f"{self.taken_over} of these verdicts are taken over from the run that was interrupted")

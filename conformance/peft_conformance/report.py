@@ -49,6 +49,7 @@ class Results:
     left_out: list[dict[str, Any]] = field(default_factory=list)  # counts of checks that got no item
     overdue: list[str] = field(default_factory=list)  # known failures to be looked at again, a line each
     complete: bool = True  # whether every check that was selected has its row
+    start_up: float | None = None  # seconds until the first case: loading, expanding, collecting
     seconds: float | None = None  # that the run took, the last part of it if it was resumed
 
     def sorted_rows(self) -> list[dict[str, Any]]:
@@ -102,6 +103,18 @@ class Results:
             table.append([profile, *(str(count[verdict]) for verdict in shown)])
         return table
 
+    def times(self) -> dict[str, float]:
+        """Seconds until the first case, and those of the cases of each profile, all workers together."""
+        spent = Counter[str]()
+        for row in {row["case"]: row for row in self.rows}.values():  # each row has those of its whole case
+            spent[row["profile"]] += row["seconds"]
+        before = [] if self.start_up is None else [("start-up", self.start_up)]
+        return {name: round(seconds, 1) for name, seconds in (*before, *sorted(spent.items()))}
+
+    def time_line(self) -> str:
+        """The times for people to read."""
+        return "seconds: " + ", ".join(f"{name} {spent:.1f}" for name, spent in self.times().items())
+
     def reasons(self) -> list[str]:
         """Why checks were left out, each reason with its number."""
         reasons = Counter[tuple[str, str]]()
@@ -122,6 +135,7 @@ class Results:
             "left_out": self.left_out,
             "overdue": self.overdue,
             "complete": self.complete,
+            "times": self.times(),
             **({} if self.seconds is None else {"seconds": round(self.seconds, 1)}),
         }
 
@@ -129,6 +143,7 @@ class Results:
         """`summary.md`: what ran, the table, and each check that is not a plain pass with its reason."""
         parts = [f"# {one_line(self.header)}\n", *self.caveats()]
         parts += [markdown_table(self.table())] if self.counts() else []
+        parts += [f"{self.time_line()}\n"] if self.times() else []
         if self.loose_ends:
             parts.append(bullets("Loose ends", [f"`{e['name']}`: {e['complaint']}" for e in self.loose_ends]))
         parts.append(bullets("Known failures to review", self.overdue))
@@ -196,7 +211,8 @@ def read(path: Path) -> Results:
     footer = lines[-1]
     if len(rows) != footer["checks"]:
         raise ValueError(f"{path}: the footer counts {footer['checks']} checks, {len(rows)} are there")
-    more = {key: footer[key] for key in ("complete", "seconds") if key in footer}
+    more: dict[str, Any] = {key: footer[key] for key in ("complete", "seconds") if key in footer}
+    more["start_up"] = footer.get("times", {}).get("start-up")  # the rest is in the rows
     return Results(header, rows, ends, footer["left_out"], footer["overdue"], **more)
 
 
@@ -296,7 +312,8 @@ def closing(results: Results) -> Iterator[tuple[str, str | None]]:
     """What the terminal shows at the end, each line with its colour: warnings, counts, what is overdue."""
     yield from ((line, "yellow") for line in digest(results.having("warn")))
     if results.counts():
-        yield from ((line, None) for line in (*text_table(results.table()), *few(results.reasons(), limit=8)))
+        lines = [*text_table(results.table()), *few(results.reasons(), limit=8)]
+        yield from ((line, None) for line in (*lines, *([results.time_line()] if results.times() else [])))
     if results.overdue:
         yield f"known failures to be reviewed by now: {len(results.overdue)}", "yellow"
         yield from ((f"  {line}", "yellow") for line in few(results.overdue))

@@ -19,6 +19,7 @@ from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
 from peft_conformance import consumers, surface
 from peft_conformance.cases import Case, Check, Clause, Verdict
+from peft_conformance.changes import changed_clauses
 from peft_conformance.descriptions import described, is_version
 from peft_conformance.environments import ImplementationError
 from peft_conformance.expand import Expansion, expand
@@ -60,6 +61,8 @@ class Options:
     specs: Path | None = None
     update_snapshots: bool = False
     selection: str = ""  # what -k and node ids select
+    changed: str | None = None  # only clauses that have changed since this git revision
+    clauses: Collection[str] | None = None  # which those are, where another process has found out
 
 
 class Run:
@@ -76,6 +79,7 @@ class Run:
             raise Refusal(f"the specs cannot be used\n{errors}") from None
         self._check(options)
         self.snapshots = (options.specs or Path(__file__).parent) / "__snapshots__"
+        self.clauses = self._changed(options)  # None: all of them
         if recorded is not None:
             self.implementation: Implementation = recorded
             self.machine, self.packages = recorded.machine, recorded.packages
@@ -89,7 +93,7 @@ class Run:
                 raise
         self.device: str = self.machine["device"]
         self._learn_level()
-        chosen = self._expand(options.matrix, self._selected)
+        chosen = self._expand(options.matrix, self._selected, clauses=self.clauses)
         self._named_devices: dict[str, set[str]] = {}
         cards = self.suite.cards.items()
         self._packages_of = {f"method-{m.lower()}": c["packages"] for m, c in cards if "packages" in c}
@@ -112,7 +116,7 @@ class Run:
             return None
         self.implementation = found
         self._learn_level()
-        chosen = self._expand(self.options.matrix, self._selected)
+        chosen = self._expand(self.options.matrix, self._selected, clauses=self.clauses)
         brief = " ".join(reason.split())
         header = {**self.describe(), "status": "not-built", "reason": brief, "total": 0}
         return Results(header, left_out=self._count(chosen, brief), complete=False)
@@ -125,6 +129,14 @@ class Run:
             raise Refusal(f"--profile: {error.args[0]}") from None
         if options.api_level is not None and not is_version(options.api_level):
             raise Refusal(f"--api-level {options.api_level!r} is no version; one is written like 0.21")
+
+    def _changed(self, options: Options) -> Collection[str] | None:
+        if options.changed is None or options.clauses is not None:
+            return options.clauses
+        try:
+            return changed_clauses(self.suite, options.changed, self.snapshots)
+        except ValueError as error:
+            raise Refusal(str(error)) from None
 
     def _count(self, chosen: Expansion, not_built: str | None = None) -> list[dict[str, Any]]:
         """The checks that get no item, since they say nothing of this implementation: how many, and why."""

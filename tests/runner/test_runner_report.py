@@ -21,6 +21,7 @@ from peft_conformance.report import (
     resumable,
     text_table,
 )
+from suite_runs import Outcome
 
 HEADER = {
     "implementation": {"name": "mine", "version": "1", "module": "mine", "api_level": "1", "isolated": False},
@@ -220,3 +221,21 @@ def test_comparison_has_a_row_for_each_implementation_and_profile() -> None:
         "                b           0     0      1",
         "two 2           -           0     0      0",
     ]
+
+
+def test_the_seconds_of_a_case_count_once_for_its_profile() -> None:
+    spent = [("a", "model", 1.5), ("a", "model", 1.5), ("b", "model", 2), ("c", "x", 3)]
+    rows = [{"case": case, "profile": profile, "seconds": seconds} for case, profile, seconds in spent]
+    results = Results({}, rows, start_up=0.75)
+    assert results.times() == {"start-up": 0.8, "model": 3.5, "x": 3.0}
+    assert results.time_line() == "seconds: start-up 0.8, model 3.5, x 3.0"
+    assert Results({}).times() == {}
+
+
+def test_a_run_tells_what_its_seconds_went_into(whole: Outcome) -> None:
+    times = whole.results.times()
+    assert list(times) == ["start-up", "functional", "model"]
+    assert 0 < times["start-up"] <= (whole.results.seconds or 0)  # read back from the footer
+    told = [line for line in whole.text.splitlines() if line.startswith("seconds: start-up ")]
+    assert len(told) == 1
+    assert told[0] in (whole.folder / "report" / "summary.md").read_text("utf-8")
