@@ -117,7 +117,8 @@ class Holder(nn.Module):
         """Freeze or unfreeze these adapters, active or not."""
         for adapter in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
             for parameter in self.adapter_parameters(adapter):
-                parameter.requires_grad_(requires_grad)
+                if parameter.requires_grad is not requires_grad:  # reading is four times as fast
+                    parameter.requires_grad_(requires_grad)
 
     def enable_adapters(self, enabled: bool) -> None:
         """Let the active adapters act and train again, or compute the original output, all of them frozen."""

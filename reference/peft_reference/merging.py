@@ -12,11 +12,17 @@ from .tying import base_module
 from .wrappers import ModulesToSaveWrapper
 
 
-def merge_adapter(model: nn.Module, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+def merge_adapter(
+    model: nn.Module,
+    adapter_names: list[str] | None = None,
+    safe_merge: bool = False,
+    keep_base: bool = True,
+) -> None:
     """Write adapters (default: the active ones) into the base weights, in place.
 
     TypeError if the names are no list; ValueError if `safe_merge` meets NaN or inf; whatever a method raises
-    for an adapter that cannot be merged. The weights are unchanged after an error.
+    for an adapter that cannot be merged. The weights are unchanged after an error. Without `keep_base`
+    they need no second copy of all weights, and nothing is taken back.
     """
     layers = [h for h in reversed(holders(model)) if isinstance(h, BaseTunerLayer)]  # inner ones first
     _warn_if_tied(model, layers)
@@ -26,11 +32,18 @@ def merge_adapter(model: nn.Module, adapter_names: list[str] | None = None, safe
         warnings.warn("Everything to merge is merged already.", stacklevel=3)
     elif merged_before:
         warnings.warn(f"Merging on top of what is merged already: {', '.join(merged_before)}.", stacklevel=3)
-    if safe_merge:
+    done = []
+    try:
         for layer, names in todo.items():
-            layer.merged_base(names, safe_merge)
-    for layer, names in todo.items():
-        layer.merge(adapter_names=names)
+            if keep_base:
+                done.append(layer.before_merge())
+            layer.merge(safe_merge=safe_merge, adapter_names=names)
+            if not keep_base:
+                layer.forget_base()
+    except BaseException:
+        for take_back in reversed(done):
+            take_back()
+        raise
 
 
 def unmerge_adapter(model: nn.Module) -> None:
@@ -53,7 +66,7 @@ def unload(
     itself.
     """
     if merge:
-        merge_adapter(model, adapter_names, safe_merge)
+        merge_adapter(model, adapter_names, safe_merge, keep_base=safe_merge)
     held = [(name, module) for name, module in walk(model) if base_module(module) is not module]
     if progressbar:
         from tqdm import tqdm  # type: ignore[import-untyped]

@@ -8,7 +8,7 @@ module called like the adapter or like the method's prefix is nothing special.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -125,15 +125,15 @@ def set_peft_model_state_dict(
     entries = list(adapter_entries(model, config, adapter_name))
     holder_of = {entry.live: entry.holder for entry in entries}
     current = model.state_dict(keep_vars=True)
-    held = _held(model)
-    places = {without_compile(key): key for key in current if original_key(key, held) is not None}
-    places.update({without_compile(entry.saved): entry.live for entry in entries})
+    own = {without_compile(entry.saved): entry.live for entry in entries}
+    base = _base_places(model, current, own, peft_model_state_dict)
 
     values: dict[str, Tensor] = {}
     unexpected, mismatched = [], []
     for key, value in peft_model_state_dict.items():
         plain = without_compile(key)
-        live = places.get(plain) or places.get(plain.removeprefix(MODEL_PREFIX))
+        names = (plain, plain.removeprefix(MODEL_PREFIX))
+        live = next((where[name] for name in names for where in (own, base) if name in where), None)
         if live is None:
             unexpected.append(key)
         elif not isinstance(value, Tensor):
@@ -170,6 +170,18 @@ def set_peft_model_state_dict(
         for owner, key in places_of:
             owner[key] = new
     return IncompatibleKeys(missing, unexpected)
+
+
+def _base_places(
+    model: nn.Module, current: Collection[str], own: Collection[str], given: Iterable[str]
+) -> dict[str, str]:
+    """Plain key -> live key of each base tensor; {} if all `given` keys are the adapter's `own`, as in most
+    checkpoints, which spares a look at each key of the model.
+    """
+    if all(key in own for key in given):
+        return {}
+    held = _held(model)
+    return {without_compile(key): key for key in current if original_key(key, held) is not None}
 
 
 def _shared_parameters(model: nn.Module) -> list[tuple[Any, list[tuple[dict[str, Any], str]]]]:

@@ -76,7 +76,13 @@ def inner_layers_are_forgotten(patch: Patches) -> None:
 )
 def merges_the_outer_layer_only(patch: Patches) -> None:
     @patch.replace(merging, "merge_adapter")
-    def merge_adapter(original: Any, made: Any, adapter_names: Any = None, safe_merge: bool = False) -> None:
+    def merge_adapter(
+        original: Any,
+        made: Any,
+        adapter_names: Any = None,
+        safe_merge: bool = False,
+        **kwargs: Any,
+    ) -> None:
         for _, module in adapters.walk(made):
             if isinstance(module, BaseTunerLayer):
                 module.merge(safe_merge, adapter_names)

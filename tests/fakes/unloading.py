@@ -159,9 +159,13 @@ def unmerges_by_subtraction(patch: Patches) -> None:
 def merge_ignores_names(patch: Patches) -> None:
     @patch.replace(merging, "merge_adapter")
     def merge_adapter(
-        original: Any, model: nn.Module, adapter_names: Any = None, safe_merge: bool = False
+        original: Any,
+        model: nn.Module,
+        adapter_names: Any = None,
+        safe_merge: bool = False,
+        **kwargs: Any,
     ) -> None:
-        original(model, None, safe_merge)
+        original(model, None, safe_merge, **kwargs)
 
 
 @fake(
@@ -175,9 +179,13 @@ def merge_ignores_names(patch: Patches) -> None:
 def merges_unsafely(patch: Patches) -> None:
     @patch.replace(merging, "merge_adapter")
     def merge_adapter(
-        original: Any, model: nn.Module, adapter_names: Any = None, safe_merge: bool = False
+        original: Any,
+        model: nn.Module,
+        adapter_names: Any = None,
+        safe_merge: bool = False,
+        **kwargs: Any,
     ) -> None:
-        original(model, adapter_names)
+        original(model, adapter_names, **kwargs)
 
 
 @fake(
@@ -187,9 +195,13 @@ def merges_unsafely(patch: Patches) -> None:
 def safe_merge_raises_too_late(patch: Patches) -> None:
     @patch.replace(merging, "merge_adapter")
     def merge_adapter(
-        original: Any, model: nn.Module, adapter_names: Any = None, safe_merge: bool = False
+        original: Any,
+        model: nn.Module,
+        adapter_names: Any = None,
+        safe_merge: bool = False,
+        **kwargs: Any,
     ) -> None:
-        original(model, adapter_names)
+        original(model, adapter_names, **kwargs)
         if safe_merge and not all(p.isfinite().all() for p in model.parameters()):
             raise ValueError("NaNs detected in the merged weights. An adapter seems to be broken: default.")
 
@@ -202,10 +214,14 @@ def safe_merge_raises_too_late(patch: Patches) -> None:
 def safe_merge_is_lost(patch: Patches) -> None:
     @patch.replace(merging, "merge_adapter")
     def merge_adapter(
-        original: Any, model: nn.Module, adapter_names: Any = None, safe_merge: bool = False
+        original: Any,
+        model: nn.Module,
+        adapter_names: Any = None,
+        safe_merge: bool = False,
+        **kwargs: Any,
     ) -> None:
         weights = [(p, p.detach().clone()) for p in model.parameters()]
-        original(model, adapter_names, safe_merge)
+        original(model, adapter_names, safe_merge, **kwargs)
         if safe_merge:
             with torch.no_grad():
                 for parameter, weight in weights:

@@ -149,7 +149,7 @@ class LoraLayer(BaseTunerLayer):
     def product(self, adapter: str, A: Tensor, B: Tensor) -> Tensor:
         """s·B·A of these factors, as (out, in, *kernel)."""
         product = B.flatten(1) @ A.flatten(1)  # (out, r) @ (r, in·kernel)
-        return self.scaling[adapter] * product.view(-1, *A.shape[1:])
+        return product.mul_(self.scaling[adapter]).view(-1, *A.shape[1:])  # in place: one copy of it less
 
     def adapt(self, adapter: str, x: Tensor, y: Tensor) -> Tensor:
         """y + s·B(A(dropout(x))), unless a variant says otherwise."""

@@ -107,9 +107,10 @@ class ProjectionModel(BaseTuner):
                         f"{slot} of adapter '{first}' has the shape {there}, and {shape} is needed: add the "
                         "adapter for larger layers, or of a higher rank, first."
                     )
-        same = [a for a in held[next(iter(shapes))] if all(held[s][a].shape == shapes[s] for s in shapes)]
-        if same:
-            return {slot: held[slot][same[0]] for slot in shapes}
+        known = held[next(iter(shapes))]
+        same = next((a for a in known if all(held[slot][a].shape == shapes[slot] for slot in shapes)), None)
+        if same is not None:
+            return {slot: held[slot][same] for slot in shapes}
         weight = next(iter(layers.values())).weight
         device = "cpu" if weight.device.type == "meta" else weight.device
         generator = torch.Generator("cpu").manual_seed(config.projection_prng_key)
