@@ -118,9 +118,11 @@ class Recorder:
 
     def __init__(self, slots: Iterable[str] = ()) -> None:
         self.slots = tuple(slots)
+        self._slots = frozenset(self.slots)
         self.tensors: dict[str, torch.Tensor] = {}
         self._tokens: dict[int, tuple[str, Any]] = {}
         self._storages: dict[int, tuple[str, Any]] = {}
+        self._counted: dict[tuple[str, torch.dtype], Record] = {}
 
     def token(self, value: Any) -> str:
         """The name of this very object within the case."""
@@ -188,10 +190,11 @@ class Recorder:
 
     def _model(self, value: nn.Module, values: str | None) -> Record:
         tensors = []
+        modules = list(value.named_modules(remove_duplicate=False))
         for kind, named in (
             ("parameter", value.named_parameters(remove_duplicate=False)),
             ("buffer", value.named_buffers(remove_duplicate=False)),
-            ("attribute", self._kept_apart(value)),
+            ("attribute", self._kept_apart(modules)),
         ):
             for name, tensor in named:
                 gradient = "none" if tensor.grad is None else "nonzero" if bool(tensor.grad.any()) else "zero"
@@ -204,9 +207,7 @@ class Recorder:
             "class": type(value).__name__,
             "mro": mro(type(value)),
             "tensors": tensors,
-            "modules": [
-                self._module(name, part) for name, part in value.named_modules(remove_duplicate=False)
-            ],
+            "modules": [self._module(name, part) for name, part in modules],
             "peft_config": {str(name): self.record(config) for name, config in configs.items()}
             if isinstance(configs, Mapping)
             else None,
@@ -218,11 +219,13 @@ class Recorder:
                 record[name] = plain(found)
         return record
 
-    def _kept_apart(self, value: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    def _kept_apart(self, modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, torch.Tensor]]:
         """Tensors of adapters that a layer keeps in a plain dict, neither parameters nor buffers."""
-        for path, module in value.named_modules(remove_duplicate=False):
-            for slot in self.slots:
-                container = vars(module).get(slot)
+        for path, module in modules:
+            own = vars(module)
+            # Most modules keep nothing: one look at their few attributes, not one for each of the many slots.
+            for slot in () if self._slots.isdisjoint(own) else self.slots:
+                container = own.get(slot)
                 for adapter, item in container.items() if isinstance(container, dict) else ():
                     if isinstance(item, torch.Tensor):
                         yield f"{path}.{slot}.{adapter}".removeprefix("."), item
@@ -256,10 +259,14 @@ class Recorder:
             cpu = tensor.detach().cpu().contiguous()
             numbers = cpu.float() if cpu.is_floating_point() and cpu.element_size() == 1 else cpu
             content = cpu.reshape(-1).view(torch.uint8).numpy().tobytes()
-            record["digest"] = blake2b(content, digest_size=8).hexdigest()
-            record["finite"] = bool(torch.isfinite(numbers).all())
-            record["nonzeros"] = int((numbers != 0).sum())
-            record["zero"] = not record["nonzeros"]
+            digest = record["digest"] = blake2b(content, digest_size=8).hexdigest()
+            counted = self._counted.get((digest, tensor.dtype))
+            if counted is None:  # most tensors of a case are seen again as they were
+                nonzeros = int(torch.count_nonzero(numbers))
+                finite = bool(torch.isfinite(numbers).all())
+                counted = {"finite": finite, "nonzeros": nonzeros, "zero": not nonzeros}
+                self._counted[digest, tensor.dtype] = counted
+            record |= counted
             if values:
                 self.tensors[values] = cpu.clone()
                 record["values"] = values
@@ -287,6 +294,8 @@ class Recorder:
 
     def _slot_names(self, module: nn.Module) -> Iterator[str]:
         for slot in self.slots:
+            if _lacks(module, slot):
+                continue
             container = getattr(module, slot, None)  # also of an implementation's own kind, for buffers
             if isinstance(container, (nn.Module, Mapping)) and callable(getattr(container, "keys", None)):
                 yield from container.keys()  # type: ignore[operator]
@@ -302,10 +311,28 @@ class Recorder:
 
 def _attribute(value: Any, name: str) -> Any:
     """An attribute, or None where there is none or where a property refuses to answer."""
+    if isinstance(value, nn.Module) and _lacks(value, name):
+        return None
     try:
         return getattr(value, name, None)
     except Exception:
         return None
+
+
+def _lacks(module: nn.Module, name: str) -> bool:
+    """Whether torch's own lookup is in force and would find nothing: told without its exception, at half the
+    cost.
+    """
+    own, cls = module.__dict__, type(module)
+    return (
+        name not in own
+        and name not in own["_modules"]
+        and name not in own["_parameters"]
+        and name not in own["_buffers"]
+        and cls.__getattr__ is nn.Module.__getattr__
+        and cls.__getattribute__ is object.__getattribute__
+        and not hasattr(cls, name)
+    )
 
 
 def _json(content: bytes) -> Record:

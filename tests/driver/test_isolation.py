@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy
 import pytest
 import torch
 import torch.utils._device
+from peft_conformance import isolation
 from peft_conformance.isolation import global_state, isolated
 
 
@@ -105,3 +107,23 @@ def test_a_case_always_starts_from_the_same_random_state() -> None:
         with isolated():
             drawn.append((torch.rand(1).item(), random.random(), float(numpy.random.rand())))
     assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("situation", ["roomy", "narrow", "missing", "named by the user"])
+def test_the_folder_of_a_case_is_in_memory_where_there_is_room(
+    situation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, usual = tmp_path / "memory", tmp_path / "usual"
+    usual.mkdir()
+    if situation != "missing":
+        memory.mkdir()
+    monkeypatch.setattr(isolation, "_spare", [])
+    monkeypatch.setattr(isolation, "MEMORY", memory)
+    monkeypatch.setattr(isolation, "ENOUGH", 1 << 60 if situation == "narrow" else 0)
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(usual))
+    if situation == "named by the user":
+        monkeypatch.setenv("TMPDIR", str(usual))
+    with isolated() as (folder, _):
+        assert folder.parent == (memory if situation == "roomy" else usual)
+    folder.rmdir()

@@ -278,3 +278,11 @@ def test_trained_rows_are_aux_below_a_token_adapter_only() -> None:
     }
     saved = state_dict("embed.token_adapter.trainable_tokens_delta")
     assert set(roles(saved).values()) == {("aux", None)}
+
+
+def test_tensors_are_read_with_the_cards_that_are_given_each_time() -> None:
+    """What is kept of the last cards is not used for others, even of the same methods."""
+    record = state_dict("x.lora_A.weight")
+    frozen = {"LORA": {**CARDS["LORA"], "tensors": {"lora_A.weight": {"shape": [1], "role": "frozen"}}}}
+    found = [tags(record, cards)[0][1].role for cards in (CARDS, frozen, {}, CARDS)]
+    assert found == ["trainable", "frozen", "base", "trainable"]
