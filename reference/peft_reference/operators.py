@@ -201,6 +201,9 @@ class AnyModule(Operator):
     @classmethod
     def weight(cls, base: Any) -> Tensor:
         """One of its tensors, for its type and device."""
+        for own in base._parameters.values():  # they come first, found without a walk through its modules
+            if own is not None:
+                return own
         return next(base.parameters())
 
     @classmethod

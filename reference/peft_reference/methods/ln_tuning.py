@@ -80,8 +80,8 @@ class LNTuningLayer(BaseTunerLayer):
             return self.base_layer(*args, **kwargs)
         if len(active) > 1:
             raise ValueError(f"LN tuning can use one adapter at a time; {active} are active.")
-        chosen, own = self.ln_tuning_layers[active[0]], self.weight.dtype
-        dtype = next(chosen.parameters()).dtype
+        chosen = self.ln_tuning_layers[active[0]]
+        own, dtype = self.weight.dtype, self.op.weight(chosen).dtype
         if dtype is own:
             return chosen(*args, **kwargs)
         kwargs = {key: cast(value, dtype) for key, value in kwargs.items()}

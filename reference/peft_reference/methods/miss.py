@@ -90,8 +90,12 @@ class MissLayer(BaseTunerLayer):
 
     def shared(self, adapter: str) -> Tensor:
         """D for all outputs, (r, out)."""
-        D = self.miss_block[adapter]
-        return D.repeat(1, self.out_features // D.shape[1])
+        return self.for_all_outputs(self.miss_block[adapter])
+
+    def for_all_outputs(self, D: Tensor) -> Tensor:
+        """D (r, out) of one (r, mini_r); D itself, no copy, where its shards are all outputs."""
+        times = self.out_features // D.shape[1]
+        return D.repeat(1, times) if times > 1 else D
 
     def change(self, adapter: str, weight: Tensor) -> Tensor:
         """What the adapter adds to a weight (out, in)."""
@@ -113,12 +117,13 @@ class MissLayer(BaseTunerLayer):
 
     def adapt(self, adapter: str, x: Tensor, y: Tensor) -> Tensor:
         """Inputs that share are summed before they meet D; `bat` has to build what it adds."""
-        x = self.drop_out(adapter, x).to(self.miss_block[adapter].dtype)
-        if self.multiplies(adapter):
+        D = self.miss_block[adapter]
+        x = self.drop_out(adapter, x).to(D.dtype)
+        if D.dim() == 3:
             return y + F.linear(x, self.change(adapter, self.weight_before(adapter)))
-        D = self.shared(adapter)
-        shards = F.pad(x, (0, -x.shape[-1] % len(D))).unflatten(-1, (-1, len(D)))
-        return y + shards.sum(-2) @ D
+        if beyond := -x.shape[-1] % len(D):  # padding by nothing would copy x
+            x = F.pad(x, (0, beyond))
+        return y + x.unflatten(-1, (-1, len(D))).sum(-2) @ self.for_all_outputs(D)
 
 
 class MissModel(BaseTuner):

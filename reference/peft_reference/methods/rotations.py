@@ -14,8 +14,8 @@ from ..operators import Conv2d, Linear, Operator
 def skew(entries: Tensor, n: int) -> Tensor:
     """Q = -Qᵀ, (…, n, n), with `entries` (…, n(n-1)/2) above the diagonal, row by row."""
     rows, columns = torch.triu_indices(n, n, 1, device=entries.device)
-    upper = entries.new_zeros(*entries.shape[:-1], n, n)
-    upper[..., rows, columns] = entries
+    zeros = entries.new_zeros(*entries.shape[:-1], n * n)
+    upper = zeros.index_copy(-1, rows * n + columns, entries).unflatten(-1, (n, n))
     return upper - upper.mT
 
 
@@ -43,13 +43,11 @@ def cayley_neumann(q: Tensor, terms: int) -> Tensor:
     less than the terms and 3 at least, but two terms are I + 2Q and one is I.
     """
     exact = precise(q)
-    result = power = identity(exact).expand_as(q)
-    if terms <= 2:
-        return (result + 2 * exact if terms == 2 else result + 0 * exact).to(q.dtype)
-    last = max(terms - 1, 3)
-    for k in range(1, last + 1):
+    result, power = identity(exact).add(exact, alpha=2 if terms > 1 else 0), exact
+    last = max(terms - 1, 3) if terms > 2 else 1
+    for k in range(2, last + 1):
         power = power @ exact
-        result = result + (power if k == last else 2 * power)
+        result = result.add(power, alpha=1 if k == last else 2)
     return result.to(q.dtype)
 
 

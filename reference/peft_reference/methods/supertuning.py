@@ -136,7 +136,8 @@ class SupertuningLayer(BaseTunerLayer):
     def sparse(self, adapter: str) -> Tensor:
         """S: (out, in)."""
         values, places = self.supertuning_values[adapter], self.supertuning_indices[adapter].long()
-        return values.new_zeros(self.weight.numel()).index_put((places,), values).view(self.weight.shape)
+        shape = self.weight.shape
+        return values.new_zeros(shape.numel()).index_put((places,), values).view(shape)
 
     def delta(self, adapter: str) -> Tensor:
         """S + s·B·A."""

@@ -144,7 +144,8 @@ class VBLoRALayer(BaseTunerLayer):
 
     def adapt(self, adapter: str, x: Tensor, y: Tensor) -> Tensor:
         """y + B(A(dropout(x))); RuntimeError in training with logits of which a file had the largest only."""
-        if self.training and bool(self.vblora_logits_A[adapter][0, 0].isinf().any()):
+        compiling = torch.compiler.is_compiling()  # a graph cannot ask for values
+        if self.training and not compiling and bool(self.vblora_logits_A[adapter][0, 0].isinf().any()):
             raise RuntimeError(
                 "The logits are infinite: the adapter was saved with `save_only_topk_weights`, and training "
                 "cannot go on with it."

@@ -26,14 +26,17 @@ from .wavelets import filters, named
 __all__ = ["WaveFTConfig", "WaveFTModel"]
 
 
-def inverse_wavelets(coefficients: Tensor, family: str) -> Tensor:
+Filter = tuple[float, ...]
+
+
+def inverse_wavelets(coefficients: Tensor, low_pass: Filter, high_pass: Filter) -> Tensor:
     """The matrix that one level of a wavelet transform makes these coefficients of, both (out, in).
 
     The quarters of the coefficients are, row by row, the low pass of both directions, the high pass of the
     rows, that of the columns, and that of both. Zeros around them, as many as the filter is long beyond 2,
     keep the size.
     """
-    low, high = (coefficients.new_tensor(f) for f in filters(*named(family)))
+    low, high = coefficients.new_tensor(low_pass), coefficients.new_tensor(high_pass)
     sizes, beyond = coefficients.shape, len(low) - 2
     padding = [p for n in reversed(sizes) for p in ((beyond + n % 2) // 2, (beyond + n % 2 + 1) // 2)]
     padded = F.pad(coefficients, padding)
@@ -77,11 +80,11 @@ class WaveFTLayer(SpectralLayer):
     init_std = 0.01
     adapter_layer_names = ("waveft_spectrum",)
     slots: ClassVar[dict[str, type]] = {
-        **dict.fromkeys(("waveft_scaling", "waveft_wavelet_family", "waveft_use_idwt"), dict),
+        **dict.fromkeys(("waveft_scaling", "waveft_filters", "waveft_use_idwt"), dict),
         "waveft_indices": dict,
         "waveft_spectrum": nn.ParameterDict,
     }
-    waveft_wavelet_family: dict[str, str]
+    waveft_filters: dict[str, tuple[Filter, Filter]]  # made once: torch.compile does not follow how
     waveft_use_idwt: dict[str, bool]
 
     @classmethod
@@ -100,14 +103,16 @@ class WaveFTLayer(SpectralLayer):
 
     def create(self, config: WaveFTConfig, name: str) -> dict[str, Any]:
         """Coefficients (n,), their places and what they are coefficients of."""
-        own = {"waveft_wavelet_family": config.wavelet_family, "waveft_use_idwt": config.use_idwt}
+        own = {"waveft_filters": (), "waveft_use_idwt": config.use_idwt}
+        if config.use_idwt:
+            own["waveft_filters"] = filters(*named(config.wavelet_family))
         return {**own, **super().create(config, name)}
 
     def transform(self, adapter: str, coefficients: Tensor) -> Tensor:
         """DWT⁻¹(E), or E."""
         if not self.waveft_use_idwt[adapter]:
             return coefficients
-        return inverse_wavelets(coefficients, self.waveft_wavelet_family[adapter])
+        return inverse_wavelets(coefficients, *self.waveft_filters[adapter])
 
 
 class WaveFTModel(BaseTuner):
