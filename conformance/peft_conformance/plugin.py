@@ -477,7 +477,8 @@ class Session:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the report; a run in which nothing was judged is not a success."""
-        gc.unfreeze()  # hypothesis, where it is installed, now asks what refers to some object
+        if session.config.pluginmanager.has_plugin("hypothesispytest"):
+            gc.unfreeze()  # it now asks what refers to some object, and knows nothing of what is frozen
         if self.options.collectonly:
             return
         results, code = self.results, pytest.ExitCode
