@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
@@ -184,7 +184,7 @@ class Injection:
         self.for_all: dict[str, Any] = {}
         if self.shared and self.layers:
             first = next(iter(self.layers.values()))
-            with torch.device("meta" if self.low_cpu_mem_usage else first.weight.device):
+            with _creating_on(torch.device("meta") if self.low_cpu_mem_usage else first.weight.device):
                 self.for_all = tuner_cls.create_shared(self.settled, self.layers, self.shared)
 
     def _check_bias(self) -> None:
@@ -326,7 +326,7 @@ class Injection:
                 f"Adapter '{self.adapter_name}' is merged and cannot be replaced. Unmerge it first."
             )
         weight = layer.weight
-        with torch.device("meta" if self.low_cpu_mem_usage else weight.device):
+        with _creating_on(torch.device("meta") if self.low_cpu_mem_usage else weight.device):
             contents = create()
         if "weight" in contents:
             self.weights[weight] = contents.pop("weight")
@@ -440,6 +440,13 @@ class Injection:
         else:
             self._undo.append(partial(model.peft_config.pop, self.adapter_name))
         model.peft_config[self.adapter_name] = self.config
+
+
+def _creating_on(device: torch.device) -> AbstractContextManager[Any]:
+    """`device` as the default one; nothing if it is, for the context makes each call of torch a Python call
+    (a sixth of the work of adding an adapter).
+    """
+    return nullcontext() if device == torch.get_default_device() else device
 
 
 def check_adapter_name(adapter_name: Any) -> None:
