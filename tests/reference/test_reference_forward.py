@@ -10,6 +10,7 @@ from typing import Any
 import peft_reference as peft
 import pytest
 import torch
+from peft_reference.methods.rotations import cayley_neumann, skew, times_blocks
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
@@ -190,3 +191,23 @@ def test_forward_on_a_matrix_is_two_kernels_for_each_adapter(names: tuple[str, .
     with torch.no_grad(), Kernels() as ran:
         layer(torch.randn(4, 6, dtype=torch.float64))
     assert ran.names == ["randn", "addmm", *["mm", "addmm"] * len(names)]
+
+
+@pytest.mark.parametrize("shape", [(6,), (4, 6), (0, 6), (2, 3, 6)], ids=str)
+def test_rows_times_blocks_are_rows_times_the_block_diagonal(shape: Any) -> None:
+    torch.manual_seed(0)
+    rows, blocks = torch.randn(*shape, dtype=torch.float64), torch.randn(3, 2, 2, dtype=torch.float64)
+    torch.testing.assert_close(times_blocks(rows, blocks), rows @ torch.block_diag(*blocks))
+
+
+def test_skew_matrices_and_their_series() -> None:
+    """Entries go above the diagonal row by row; the series is I + 2Q + 2Q² + … + Qᵏ."""
+    one, two, three = entries = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    q = torch.tensor([[0, one, two], [-one, 0, three], [-two, -three, 0]], dtype=torch.float64)
+    torch.testing.assert_close(skew(entries, 3), q)
+    eye, power = torch.eye(3, dtype=torch.float64), torch.linalg.matrix_power
+    series = {1: eye, 2: eye + 2 * q, 3: eye + 2 * q + 2 * power(q, 2) + power(q, 3)}
+    series[4] = series[3]
+    series[5] = eye + 2 * q + 2 * power(q, 2) + 2 * power(q, 3) + power(q, 4)
+    for terms, expected in series.items():
+        torch.testing.assert_close(cayley_neumann(q, terms), expected)

@@ -81,7 +81,7 @@ class Rotation(nn.Module):
         r = cayley_neumann(q, config.num_cayley_neumann_terms) if config.use_cayley_neumann else cayley(q)
         if drop and config.module_dropout:
             r = drop_blocks(r, config.module_dropout)
-        return r.expand(self.blocks, -1, -1)
+        return r.expand(self.blocks, -1, -1) if len(r) < self.blocks else r
 
 
 class OFTLayer(TurnedLayer):

@@ -60,6 +60,8 @@ def drop_blocks(blocks: Tensor, p: float) -> Tensor:
 def times_blocks(rows: Tensor, blocks: Tensor) -> Tensor:
     """Rows, (…, m·n), times the matrix with these blocks, (m, n, n), on its diagonal; in the blocks' type."""
     split = rows.to(blocks.dtype).unflatten(-1, (len(blocks), -1))
+    if split.dim() == 3:  # einsum finds the same product, more slowly
+        return (split.transpose(0, 1) @ blocks).transpose(0, 1).flatten(1)
     return torch.einsum("...bi,bij->...bj", split, blocks).flatten(-2)
 
 
