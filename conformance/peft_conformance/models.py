@@ -178,17 +178,20 @@ def greedy(new_tokens: int) -> dict[str, Any]:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Let the library log nothing, and let it not spend seconds on collecting what others have left
-    behind.
+    behind. What a run has frozen already stays frozen: else every later collection goes through the suite.
     """
     from transformers.utils import logging
 
     level = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
-    gc.freeze()
+    ours = not gc.get_freeze_count()
+    if ours:
+        gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if ours:
+            gc.unfreeze()
         logging.set_verbosity(level)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ import torch
 import torch.utils._device
 from peft_conformance import isolation
 from peft_conformance.isolation import global_state, isolated
+from peft_conformance.models import quiet_transformers
 
 
 def everything() -> dict[str, Any]:
@@ -127,3 +130,36 @@ def test_the_folder_of_a_case_is_in_memory_where_there_is_room(
     with isolated() as (folder, _):
         assert folder.parent == (memory if situation == "roomy" else usual)
     folder.rmdir()
+
+
+def test_seeding_draws_as_torch_does_and_takes_no_stack_trace_for_a_device_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(7)
+    expected, traces = torch.rand(3), []
+    monkeypatch.setattr(traceback, "format_stack", lambda *args, **kwargs: traces.append(args) or [])
+    isolation.seed_all(7)
+    assert torch.equal(torch.rand(3), expected)
+    assert not traces or torch.cuda.is_available()
+
+
+def test_where_there_is_a_device_torch_seeds_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    isolation.seed_all(7)
+    assert seeds == [7]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_a_run_has_frozen_stays_out_of_later_collections(frozen: bool) -> None:
+    pytest.importorskip("transformers")
+    gc.unfreeze()
+    try:
+        if frozen:
+            gc.freeze()
+        with quiet_transformers():
+            assert gc.get_freeze_count() > 0
+        assert (gc.get_freeze_count() > 0) is frozen
+    finally:
+        gc.unfreeze()
