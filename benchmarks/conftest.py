@@ -36,6 +36,8 @@ class Measurements:
         self.seconds: dict[str, dict[str, list[float]]] = {}
         self.memory: dict[str, dict[str, int]] = {}
         self.rows: dict[str, Row] = {}
+        self.begun: set[str] = set()
+        self.total = 0
         self._current: tuple[str, Mapping[str, Work | Elsewhere], dict[str, dict[str, int]]] = ("", {}, {})
 
     def work(self, row: Row, contender: str) -> tuple[Work | Elsewhere, dict[str, int]]:
@@ -60,13 +62,14 @@ class Measurements:
             series = (row.curve, row.operation, row.method) if row.curve else id
             unit = units.setdefault(series, (id, reference))
             entries.append(results.entry(row, seconds, self.memory.get(id, {}), unit))
+        _, first = units.get(("adapters", "inject", "LoRA"), ("", 0.0))
         packages = ("peft", "torch", "transformers")
         return {
             "machine": {"cpu": cpu, "cores": os.cpu_count()},
             "threads": torch.get_num_threads(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
             "rows": entries,
-            "sweep": growth.sweep(),
+            "sweep": growth.sweep(first) if first else {},
         }
 
 
@@ -96,6 +99,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 pytest.param(row, turn, contender, id=f"{row.id}-{turn}-{contender.replace(' ', '_')}")
             )
     metafunc.parametrize(("row", "turn", "contender"), chunks)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    """A line for each row, to see how far it is."""
+    measured: Measurements = item.config.measurements  # type: ignore[attr-defined]
+    id = item.callspec.params["row"].id  # type: ignore[attr-defined]
+    if id not in measured.begun:
+        measured.begun.add(id)
+        reporter = item.config.pluginmanager.get_plugin("terminalreporter")
+        reporter.write_line(f"{len(measured.begun)}/{measured.total}  {id}")  # type: ignore[union-attr]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Count the rows that `-k` leaves."""
+    measured: Measurements = config.measurements  # type: ignore[attr-defined]
+    measured.total = len({item.callspec.params["row"].id for item in items})  # type: ignore[attr-defined]
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> Any:

@@ -127,13 +127,13 @@ OPERATIONS: dict[str, Callable[[Growing, int], Work]] = {
 }
 
 
-def sweep(bins: int = 50) -> dict[str, Any]:
-    """How long each adapter took, in multiples of the reference's first ones: the median of each few."""
-    unit = statistics.median(SWEEP["reference"].seconds[1:11] or [1.0])
-    told: dict[str, Any] = {}
+def sweep(first: float, bins: int = 50) -> dict[str, Any]:
+    """How long adapters took, none deleted in between: the median of each few, in multiples of the first."""
+    each = max(1, min(len(growing.seconds) for growing in SWEEP.values()) // bins)
+    starts = range(0, each * bins, each) if each > 1 else ()
+    told: dict[str, Any] = {"each": each, "adapters": [start + 1 for start in starts]}
     for name, growing in SWEEP.items():
-        each = max(1, len(growing.seconds) // bins)
-        starts = range(0, len(growing.seconds) - each + 1, each)
-        told["adapters"] = [start + each // 2 + 1 for start in starts]
-        told[name] = [float(f"{statistics.median(growing.seconds[s : s + each]) / unit:.4g}") for s in starts]
+        told[name] = [
+            float(f"{statistics.median(growing.seconds[s : s + each]) / first:.4g}") for s in starts
+        ]
     return told
