@@ -91,6 +91,8 @@ def one_layer(library: ModuleType, method: str, base: Stack, names: list[str]) -
     with torch.device("meta"):
         model = Stack(1, base.layers[0].in_features)
     model.layers[0].weight, model.layers[0].bias = base.layers[0].weight, base.layers[0].bias
+    if method == "VeRA":  # its layers share tensors, which `inject_adapter_in_model` refuses
+        return library.get_peft_model(model.eval(), config(library, method)).base_model.model.eval()
     for name in names:
         library.inject_adapter_in_model(config(library, method), model.eval(), adapter_name=name)
     model.layers[0].set_adapter(names)

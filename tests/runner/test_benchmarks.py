@@ -85,6 +85,11 @@ def test_contenders_that_do_not_compute_the_same_are_not_compared(monkeypatch: p
         forward.layer_work("forward", "LoRA", 64, 1)
 
 
+@pytest.mark.parametrize("method", ["IA3", "LoHa", "OFT", "VeRA"])
+def test_other_methods_are_compared_where_they_compute_the_same(method: str) -> None:
+    assert forward.layer_work("forward", method, 64, 1).keys() == {"reference", "upstream", "base"}
+
+
 @pytest.mark.filterwarnings("ignore:Already found")
 def test_an_adapter_that_is_not_active_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hand-written sum has as many adapters as are active together."""
