@@ -29,8 +29,8 @@ with contextlib.suppress(ImportError):
 
 @contextmanager
 def isolated() -> Iterator[tuple[Path, list[warnings.WarningMessage]]]:
-    """Run a case in a fresh folder from seed 0, with every warning recorded, and put the process back
-    afterwards.
+    """Run a case in a fresh folder and one thread from seed 0, with every warning recorded, and put the
+    process back afterwards.
 
     Yields the folder and the list that warnings are appended to. Restored, also when the case raises: the
     random states (torch, cuda where in use, random, numpy where loaded), warning filters, default dtype and
@@ -47,6 +47,8 @@ def isolated() -> Iterator[tuple[Path, list[warnings.WarningMessage]]]:
     )
     precision, anomaly = torch.get_float32_matmul_precision(), torch.is_anomaly_enabled()
     folder = _empty_folder()
+    if threads != 1:  # for tensors as small as ours, threads cost several times what they compute
+        torch.set_num_threads(1)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.resetwarnings()

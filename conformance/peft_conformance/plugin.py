@@ -106,6 +106,9 @@ def open_run(config: pytest.Config) -> Run:
     """The run that the options describe, opened once; raises UsageError for an option that makes no sense."""
     if RUN in config.stash:
         return config.stash[RUN]
+    os.environ.setdefault(
+        "HF_HUB_OFFLINE", "1"
+    )  # no case needs the hub, and asking in vain takes many seconds
     from peft_conformance.report import Stream, resumable
     from peft_conformance.run import Options, Refusal, Run
     from peft_conformance.suite_cache import without_collector

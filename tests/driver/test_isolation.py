@@ -57,6 +57,17 @@ DISTURBANCES: dict[str, Callable[[], Any]] = {
 }
 
 
+def test_a_case_has_one_thread_and_the_process_as_many_as_before() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with isolated():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", DISTURBANCES)
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
 def test_the_process_is_as_before(name: str, error: type[BaseException] | None) -> None:

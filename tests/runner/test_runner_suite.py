@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -305,3 +306,18 @@ def test_other_runs_are_not_disturbed(tiny_here: pytest.Pytester) -> None:
     result.assert_outcomes(passed=1)
     result.stdout.no_fnmatch_line("*conformance of*")
     result.stdout.no_fnmatch_line("implementation:*")
+
+
+@pytest.mark.parametrize("said", [None, "0"])
+def test_the_hub_is_not_asked_unless_somebody_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    if said:
+        monkeypatch.setenv("HF_HUB_OFFLINE", said)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "asks.py").write_text(
+        "import os\n\nraise ValueError('HF_HUB_OFFLINE=' + os.environ['HF_HUB_OFFLINE'])\n"
+    )
+    outcome = run_suite(tmp_path, "asks")
+    assert f"HF_HUB_OFFLINE={said or 1}" in outcome.text
