@@ -45,6 +45,7 @@ def write_files(folder: Path, files: Mapping[str, str | Callable[[Path], Any]]) 
 
     They are first written into a folder beside their places. Renaming that folder is the moment from which
     the new ones count; a process that dies later leaves the moving to whoever reads or writes here next.
+    Nothing waits for the disk, which takes longer than all the rest: a machine that dies can lose the files.
     Raises IsADirectoryError, before anything is written, if a folder has the name of a file.
     """
     for name in files:
@@ -61,8 +62,6 @@ def write_files(folder: Path, files: Mapping[str, str | Callable[[Path], Any]]) 
                 (part / name).write_text(content, encoding="utf-8")
             else:
                 content(part / name)
-            with open(part / name, "rb+") as written:
-                os.fsync(written.fileno())
         finish_save(folder)
         os.rename(part, folder / _SAVED)
     except BaseException:
