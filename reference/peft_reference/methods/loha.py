@@ -11,12 +11,13 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..injection import BaseTuner
 from ..registry import PeftType, register_peft_method
 from . import defaults
-from .lycoris import LycorisConfig, LycorisLayer, product
+from .lycoris import LycorisConfig, LycorisLayer, product, product_gradients
 from .parts import random
 
 __all__ = ["LoHaConfig", "LoHaModel"]
@@ -65,11 +66,38 @@ class LoHaLayer(LycorisLayer):
 
     def delta(self, adapter: str) -> Tensor:
         """s·(A₁·B₁) ⊙ (A₂·B₂) as (out, in, *kernel)."""
-        one, two = (
-            product(*(self.part(slot, adapter) for slot in slots))
-            for slots in (("hada_w1_a", "hada_w1_b", "hada_t1"), ("hada_w2_a", "hada_w2_b", "hada_t2"))
+        (a1, b1, t1), (a2, b2, t2) = (
+            [self.part(f"hada_{part}", adapter) for part in (f"w{i}_a", f"w{i}_b", f"t{i}")] for i in (1, 2)
         )
-        return (self.scaling[adapter] * one * two).reshape(self.op.canonical(self.weight).shape)
+        factors = self.scaling[adapter], a1, b1, t1, a2, b2, t2
+        recompute = torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active()
+        delta = _Hadamard.apply(*factors) if recompute else hadamard(*factors)
+        return delta.reshape(self.op.canonical(self.weight).shape)
+
+
+def hadamard(scale: float, *factors: Any) -> Tensor:
+    """s·(A₁·B₁) ⊙ (A₂·B₂), of A, B and core twice."""
+    return scale * product(*factors[:3]) * product(*factors[3:])
+
+
+class _Hadamard(torch.autograd.Function):
+    """`hadamard`, which keeps the factors only: their products, each as large as the weight, are made anew
+    for the backward pass. `torch.func` needs the formula itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scale: float, *factors: Tensor | None) -> Tensor:
+        ctx.scale = scale
+        ctx.save_for_backward(*factors)
+        return hadamard(scale, *factors)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        one, two = saved[:3], saved[3:]
+        gradient = gradient * ctx.scale
+        by_one = product_gradients(gradient * product(*two), *one)
+        return None, *by_one, *product_gradients(gradient * product(*one), *two)
 
 
 class LoHaModel(BaseTuner):

@@ -31,6 +31,19 @@ def product(a: Tensor, b: Tensor, core: Tensor | None = None) -> Tensor:
     return a @ b if core is None else torch.einsum("ij...,ip,jq->pq...", core, a, b)
 
 
+def product_gradients(
+    gradient: Tensor, a: Tensor, b: Tensor, core: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The gradients by a, b and core, of the gradient by their product."""
+    gradient = gradient.to(a.dtype)  # a product may have been made in another dtype, by autocast
+    if core is None:
+        return gradient @ b.t(), a.t() @ gradient, None
+    inner = torch.einsum("pq...,jq->pj...", gradient, b)  # by a @ core
+    by_a = torch.einsum("pj...,ij...->ip", inner, core)
+    by_b = torch.einsum("pq...,pj...->jq", gradient, torch.einsum("ij...,ip->pj...", core, a))
+    return by_a, by_b, torch.einsum("pj...,ip->ij...", inner, a)
+
+
 class LycorisLayer(BaseTunerLayer):
     """A layer whose delta is a product of bare parameters; each method says which."""
 
