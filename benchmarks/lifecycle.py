@@ -41,7 +41,8 @@ def rows() -> Iterator[Row]:
                 partial(of_libraries, partial(make, method=method, layers=layers, present=present)),
                 repetitions=3 if slow else 5,
             )
-    for method, (operation, make) in itertools.product(METHODS, {"merge": merge, "unmerge": unmerge}.items()):
+    merges = {"merge": merge, "unmerge": unmerge, "merge_and_unload": merge_and_unload}
+    for method, (operation, make) in itertools.product(METHODS, merges.items()):
         point = {"layers": 8, "width": 512}
         yield Row(operation, method, point, partial(of_libraries, partial(make, method=method)))
     for method, present in [*itertools.product(METHODS, (1,)), ("LoRA", 100)]:
@@ -138,6 +139,16 @@ def unmerge(library: ModuleType, method: str) -> Work:
     """And out again."""
     model = adapted(library, method, 8, 512)
     return Work(model.unmerge_adapter, before=model.merge_adapter)
+
+
+def merge_and_unload(library: ModuleType, method: str) -> Work:
+    """In for good."""
+    fresh: list[Any] = []
+    return Work(
+        lambda: fresh[0].merge_and_unload(),
+        before=lambda: fresh.append(adapted(library, method, 8, 512)),
+        after=fresh.clear,
+    )
 
 
 def save(library: ModuleType, method: str, present: int) -> Work:
