@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,15 @@ from typing import Any
 import torch
 import torch.utils._device
 
-# torch imports sympy at the first random tensor on meta, and a warning filter comes with it: not in a case.
-with contextlib.suppress(ImportError):
-    importlib.import_module("sympy")
+
+@cache
+def _import_sympy() -> None:
+    """torch does at the first random tensor on meta, and a warning filter comes with it: not in a case.
+
+    A process that runs no case, as the one that hands them out, goes without: a fifth of its imports.
+    """
+    with contextlib.suppress(ImportError):
+        importlib.import_module("sympy")
 
 
 @contextmanager
@@ -37,6 +44,7 @@ def isolated() -> Iterator[tuple[Path, list[warnings.WarningMessage]]]:
     device, grad mode, deterministic flags, precision of products, anomaly detection, thread count, working
     directory, environment and import path.
     """
+    _import_sympy()
     cwd, environment, import_path = os.getcwd(), dict(os.environ), list(sys.path)
     states = _random_states()
     dtype, grad, threads = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()
