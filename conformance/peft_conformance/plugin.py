@@ -428,7 +428,22 @@ class Session:
             def index(self, nodeid: str, *_: Any) -> int:
                 return self.places[nodeid]
 
+        cases = config.stash[RUN].cases if RUN in config.stash else ()
+        slow_start = {case.id for case in cases if "transformers" in case.requires}
+
         class ByCase(LoadScopeScheduling):
+            def _assign_work_unit(self, node: Any) -> None:
+                # The first worker begins with what imports transformers, the others may never come to it.
+                if not any(self.assigned_work.values()):
+                    rest = sorted(
+                        self.workqueue, key=lambda scope: scope.rpartition("::")[2] not in slow_start
+                    )
+                    for scope in rest:
+                        self.workqueue.move_to_end(scope)
+                if node is not self.nodes[0]:
+                    self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+                super()._assign_work_unit(node)
+
             # Without these two, the work per check grows with the number of checks, some 50,000.
 
             def add_node_collection(self, node: Any, collection: Sequence[str]) -> None:

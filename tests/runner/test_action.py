@@ -162,9 +162,8 @@ def test_what_cannot_be_measured_is_never_green(tmp_path: Path, fault: str) -> N
 
 def test_the_report_of_an_earlier_run_is_not_taken_for_this_one(tmp_path: Path) -> None:
     (tmp_path / "conformance-report").mkdir()
-    whole = action.report.Results(
-        {"implementation": {"name": "tiny", "version": "1"}}, rows=[{"id": "a.a:b", "verdict": "pass"}]
-    )
+    row = {"id": "a.a:b", "case": "a.a", "profile": "model", "verdict": "pass", "seconds": 0.1}
+    whole = action.report.Results({"implementation": {"name": "tiny", "version": "1"}}, rows=[row])
     (tmp_path / "conformance-report" / "results.jsonl").write_text(
         "".join(f"{json.dumps(line)}\n" for line in whole.lines())
     )

@@ -29,10 +29,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
     """A quick run of one row: what it printed, and the file it wrote."""
     folder = tmp_path_factory.mktemp("benchmarks")
     paths = os.pathsep.join(filter(None, ["reference", "conformance", os.environ.get("PYTHONPATH")]))
+    # Timing is switched off in what looks like a worker of pytest-xdist.
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "benchmarks", "--quick", "-k", ROW, f"--output={folder}"],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": paths},
+        env={**ours, "PYTHONPATH": paths},
         capture_output=True,
         text=True,
         check=False,
