@@ -15,7 +15,8 @@ from benchmarks.measure import Row, Work, of_libraries
 from benchmarks.models import ATTENTION, METHODS, adapted, config, llama, stack
 
 LAYERS = {"LoRA": 112}  # of the models with 1 and with 100 adapters: 28 blocks of 4
-FEWER = 16
+SAVED = 4  # of the models that are saved and loaded
+FEWER = 8  # of the other methods
 
 
 def rows() -> Iterator[Row]:
@@ -32,14 +33,13 @@ def rows() -> Iterator[Row]:
     for method, present in itertools.product(METHODS, (1, 100)):
         layers = LAYERS.get(method, FEWER)
         for operation, make in OPERATIONS.items():
-            slow = present == 100 and method == "LoRA"
             point = {"layers": layers, "adapters": present}
             yield Row(
                 operation,
                 method,
                 point,
                 partial(of_libraries, partial(make, method=method, layers=layers, present=present)),
-                repetitions=3 if slow else 5,
+                repetitions=3 if present == 100 else 5,
             )
     merges = {"merge": merge, "unmerge": unmerge, "merge_and_unload": merge_and_unload}
     for method, (operation, make) in itertools.product(METHODS, merges.items()):
@@ -47,7 +47,7 @@ def rows() -> Iterator[Row]:
         yield Row(operation, method, point, partial(of_libraries, partial(make, method=method)))
     for method, present in [*itertools.product(METHODS, (1,)), ("LoRA", 100)]:
         for operation, make in {"save_pretrained": save, "from_pretrained": load}.items():
-            point = {"layers": 8, "adapters": present}
+            point = {"layers": SAVED, "adapters": present}
             prepare = partial(of_libraries, partial(make, method=method, present=present))
             yield Row(operation, method, point, prepare, repetitions=3 if present == 100 else 5)
 
@@ -153,7 +153,7 @@ def merge_and_unload(library: ModuleType, method: str) -> Work:
 
 def save(library: ModuleType, method: str, present: int) -> Work:
     """All adapters of a model into a folder each."""
-    model = with_adapters(library, method, 8, present)
+    model = with_adapters(library, method, SAVED, present)
     folder = tempfile.TemporaryDirectory()  # removed with the work
     return Work(lambda folder=folder: model.save_pretrained(folder.name))
 
@@ -161,7 +161,7 @@ def save(library: ModuleType, method: str, present: int) -> Work:
 def load(library: ModuleType, method: str, present: int) -> Work:
     """Saved adapters into a model without any: `from_pretrained`, then `load_adapter`."""
     folder = tempfile.TemporaryDirectory()
-    with_adapters(library, method, 8, present).save_pretrained(folder.name)
+    with_adapters(library, method, SAVED, present).save_pretrained(folder.name)
     fresh: list[Any] = []
 
     def call(folder: Any = folder) -> None:
@@ -169,4 +169,4 @@ def load(library: ModuleType, method: str, present: int) -> Work:
         for i in range(1, present):
             model.load_adapter(Path(folder.name) / f"a{i}", f"a{i}")
 
-    return Work(call, before=lambda: fresh.append(stack(8)), after=fresh.clear)
+    return Work(call, before=lambda: fresh.append(stack(SAVED)), after=fresh.clear)
