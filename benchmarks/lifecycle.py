@@ -67,9 +67,9 @@ def get_peft_model(method: str, size: str, targets: str, low: bool) -> dict[str,
     return of_libraries(make)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=2)  # one of each library: what is kept makes every collection longer
 def with_adapters(library: ModuleType, method: str, layers: int, present: int) -> Any:
-    """A stack with adapters, shared by the rows that leave it as it was."""
+    """A stack with adapters, shared by consecutive rows, which leave it as it was."""
     return adapted(library, method, layers, adapters=present)
 
 
