@@ -233,8 +233,9 @@ class SuiteItem(pytest.Item):
     """An item whose failures are told in the reader's words."""
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """The complaint; a traceback only where our own code is at fault."""
-        return str(excinfo.value) if isinstance(excinfo.value, Red) else super().repr_failure(excinfo, style)
+        """The complaint; a traceback, which takes longer than a case, only where our own code is at fault."""
+        told = isinstance(excinfo.value, (Red, pytest.xfail.Exception))
+        return str(excinfo.value) if told else super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[os.PathLike[str] | str, int | None, str]:
         """The heading of a failure."""
