@@ -154,8 +154,13 @@ def by_method(rows: list[Entry]) -> list[list[str]]:
 
 def by_contender(rows: list[Entry]) -> list[list[str]]:
     """A line for each use of one layer: ratios to upstream, to what one writes by hand, to the bare layer."""
-    kinds = ["upstream", "addmm", "addmm module", "base"]
-    found = [["LoRA on one Linear", *kinds]]
+    kinds = {
+        "upstream": "upstream",
+        "addmm": "`addmm` by hand",
+        "addmm module": "the same in an `nn.Module`",
+        "base": "bare layer",
+    }
+    found = [["LoRA on one Linear, reference to", *kinds.values()]]
     uses: dict[str, list[Entry]] = {}
     for row in rows:
         if "addmm" in row["ratios"]:
