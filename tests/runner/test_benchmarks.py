@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -193,3 +194,12 @@ def test_the_tables_go_between_the_marks(run: tuple[str, dict[str, Any]], tmp_pa
     file.write_text("no marks\n", "utf-8")
     with pytest.raises(ValueError, match=r"README\.md: no lines"):
         results.write_readme(document, file)
+
+
+def test_the_page_shows_each_picture_that_a_run_gives(tmp_path: Path) -> None:
+    plots = pytest.importorskip("benchmarks.plots")
+    drawn = {file.name for file in plots.draw(json.loads(results.FILE.read_text("utf-8")), tmp_path)}
+    page = ROOT / "docs" / "speed.md"
+    shown = set(re.findall(r"\]\(speed/(\S+)\)", page.read_text("utf-8")))
+    assert shown == drawn == {file.name for file in plots.FOLDER.iterdir()}
+    assert len(drawn) == 4
