@@ -1205,6 +1205,13 @@ def base_layer_under_another_name(patch: Patches) -> None:
         renamed = name == "base_layer" and "original" in self._modules
         return self._modules["original"] if renamed else original(self, name)
 
+    @patch.replace(layer.BaseTunerLayer, "get_base_layer")
+    def get_base_layer(original: Any, self: Any) -> nn.Module:
+        base = self
+        while isinstance(base, layer.BaseTunerLayer):
+            base = base.base_layer
+        return base
+
     @patch.replace(layer.BaseTunerLayer, "forward")
     def forward(original: Any, self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._modules["base_layer"] = self._modules["original"]
