@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from peft_conformance.steps import configs, flat
 
+Matrix = Literal["full", "pairwise", "smoke"]  # how many points of a clause become cases
 Plain = Any  # null, boolean, number, string, list or mapping of the same: whatever JSON can hold
 
 

@@ -12,14 +12,13 @@ from allpairspy import AllPairs
 from packaging.version import Version
 
 from peft_conformance import facts
-from peft_conformance.cases import Case, Check, Clause
+from peft_conformance.cases import Case, Check, Clause, Matrix
 from peft_conformance.cases import case_id as id_of
 from peft_conformance.formula import FormulaError
 from peft_conformance.language import Method, Suite, injectable
 from peft_conformance.ranges import contains
 from peft_conformance.steps import SPECIAL, flat, is_config, step_label, step_options, step_word
 
-Matrix = Literal["full", "pairwise", "smoke"]
 Point = dict[str, Any]  # axis -> value
 INJECT = "inject_adapter_in_model"
 THROUGH_MODEL = ("get_peft_model", "PeftModel.add_adapter", "BaseTuner.set_adapter")  # what does without it
@@ -59,6 +58,79 @@ class Expansion:
     skipped: list[Skipped]
 
 
+class Ground:
+    """A suite for an implementation that claims `api_level`: where each point stands, and the case there.
+
+    `offers` names the capabilities that the implementation has (`method-lora` and the like included) or is
+    "all"; `lacks` maps those that it does not have to the reason.
+    """
+
+    def __init__(
+        self,
+        suite: Suite,
+        *,
+        api_level: str,
+        offers: Collection[str] | Literal["all"] = "all",
+        lacks: Mapping[str, str] | None = None,
+    ) -> None:
+        self.suite, self.level = suite, Version(api_level)
+        self._offers, self._lacks = offers, lacks or {}
+        self._standings: dict[tuple[str, ...], tuple[str, str] | None] = {}
+        self._to_run: dict[str, list[Point]] = {}
+
+    def expand(
+        self,
+        matrix: Matrix = "full",
+        where: Callable[[Clause, Point], bool] | None = None,
+        clauses: Collection[str] | None = None,
+    ) -> Expansion:
+        """All cases in the order of the files. `where` (`consumers.selected`) chooses points and `clauses`
+        ids; what they leave out is not returned at all.
+        """
+        cases: list[Case] = []
+        skipped: list[Skipped] = []
+        for clause in self.suite.clauses:
+            if clauses is not None and clause.id not in clauses:
+                continue
+            groups: dict[str, list[_Placed]] = {"run": [], "not-applicable": [], "unsupported": []}
+            for point, (verdict, reason) in self._placed(clause):
+                if where is None or where(clause, point):
+                    groups[verdict].append(_Placed(point, reason))
+            # Only what is chosen becomes a case; the rest, nine in ten for smoke, would be built for nothing.
+            cases += [self.case(clause, at.axes) for at in select(groups.pop("run"), matrix)]
+            for verdict, group in groups.items():  # counted by the same measure as the cases that are run
+                chosen = select(group, matrix)
+                skipped += [Skipped(self.case(clause, at.axes), verdict, at.reason) for at in chosen]
+        return Expansion(cases, skipped)
+
+    def to_run(self, clause: Clause) -> list[Point]:
+        """The points of a clause's whole matrix that can be run."""
+        if clause.id not in self._to_run:
+            placed = self._placed(clause)
+            self._to_run[clause.id] = [point for point, (verdict, _) in placed if verdict == "run"]
+        return self._to_run[clause.id]
+
+    def case(self, clause: Clause, point: Point) -> Case:
+        """The clause's case at a point."""
+        return _case(self.suite, clause, point, self.level)
+
+    def _placed(self, clause: Clause) -> Iterator[tuple[Point, tuple[str, str]]]:
+        """The points of a clause's matrix with their standing, but for those that are none of its law's."""
+        telling = _telling(clause)
+        for point in points(clause):
+            key = (clause.id, *(str(point[axis]) for axis in telling))
+            if key not in self._standings:
+                self._standings[key] = self._standing(clause, point)
+            if standing := self._standings[key]:
+                yield point, standing
+
+    def _standing(self, clause: Clause, point: Point) -> tuple[str, str] | None:
+        """None at no point of a law: its matrix has every layer, the method's card only some."""
+        if clause.law and any(out(self.suite, clause, point) for out in LEFT_OUT):
+            return None
+        return _standing(self.suite, clause, point, self.level, self._offers, self._lacks)
+
+
 def expand(
     suite: Suite,
     *,
@@ -69,32 +141,8 @@ def expand(
     where: Callable[[Clause, Point], bool] | None = None,
     clauses: Collection[str] | None = None,
 ) -> Expansion:
-    """All cases of a suite for an implementation that claims `api_level`, in the order of the files.
-
-    `offers` names the capabilities that the implementation has (`method-lora` and the like included) or is
-    "all"; `lacks` maps those that it does not have to the reason. `where` (`consumers.selected`) chooses
-    points and `clauses` ids; what they leave out is not returned at all.
-    """
-    level = Version(api_level)
-    cases: list[Case] = []
-    skipped: list[Skipped] = []
-    for clause in suite.clauses:
-        if clauses is not None and clause.id not in clauses:
-            continue
-        groups: dict[str, list[_Placed]] = {"run": [], "not-applicable": [], "unsupported": []}
-        for point in points(clause):
-            if clause.law and any(out(suite, clause, point) for out in LEFT_OUT):
-                continue  # no point of this law: its matrix has every layer, the method's card only some
-            if where is not None and not where(clause, point):
-                continue
-            verdict, reason = _standing(suite, clause, point, level, offers, lacks or {})
-            groups[verdict].append(_Placed(point, reason))
-        # Only what is chosen becomes a case; the rest, nine in ten for smoke, would be built for nothing.
-        cases += [_case(suite, clause, at.axes, level) for at in select(groups.pop("run"), matrix)]
-        for verdict, group in groups.items():  # counted by the same measure as the cases that are run
-            chosen = select(group, matrix)
-            skipped += [Skipped(_case(suite, clause, at.axes, level), verdict, at.reason) for at in chosen]
-    return Expansion(cases, skipped)
+    """All cases of a suite, as `Ground` says."""
+    return Ground(suite, api_level=api_level, offers=offers, lacks=lacks).expand(matrix, where, clauses)
 
 
 def points(clause: Clause) -> list[Point]:
@@ -199,15 +247,29 @@ def methods_at(suite: Suite, clause: Clause, point: Mapping[str, Any]) -> set[st
 
 
 def _methods(suite: Suite, clause: Clause, point: Mapping[str, Any]) -> list[Method]:
+    return [method for name in fill(_named_methods(clause), dict(point)) if (method := suite.method(name))]
+
+
+def _named_methods(clause: Clause) -> list[Any]:
     looked_up = (step["look_up"]["name"] for step in clause.steps if "look_up" in step)
-    names = [made["config"] for made in clause.configs]
-    names += [name["class_of"] for name in looked_up if isinstance(name, dict)]
-    return [method for name in fill(names, dict(point)) if (method := suite.method(name))]
+    made = [made["config"] for made in clause.configs]
+    return made + [name["class_of"] for name in looked_up if isinstance(name, dict)]
 
 
 def models_at(clause: Clause, point: Point) -> set[str]:
     """The models that a clause makes at a point."""
-    return {fill(step["make_model"]["model"], point) for step in clause.steps if "make_model" in step}
+    return set(fill(_named_models(clause), point))
+
+
+def _named_models(clause: Clause) -> list[Any]:
+    return [step["make_model"]["model"] for step in clause.steps if "make_model" in step]
+
+
+def _telling(clause: Clause) -> list[str]:
+    """The axes that say by which methods and on which models, and so where a point stands."""
+    names = (*_named_methods(clause), *_named_models(clause))
+    named = {name["axis"] for name in names if isinstance(name, dict) and "axis" in name}
+    return [axis for axis in clause.matrix if axis in named | clause.axis_sets.keys()]
 
 
 def _needs_model(suite: Suite, clause: Clause, point: Point, level: Version) -> bool:
@@ -492,6 +554,6 @@ def _layers(
     suite: Suite, clause: Clause, point: Point, at: str = "layer"
 ) -> list[tuple[str, Mapping[str, Any]]]:
     """Kind and arguments of the layers that are called `layer`, the one that a law adapts."""
-    names = [fill(step["make_model"]["model"], point) for step in clause.steps if "make_model" in step]
+    names = fill(_named_models(clause), point)
     chains = [suite.models[name].get("chain", ()) for name in names if name in suite.models]
     return [(kind, dict(*rest)) for chain in chains for path, kind, *rest in chain if path == at]

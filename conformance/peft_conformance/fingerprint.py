@@ -42,6 +42,16 @@ def implementation_digest(implementation: Implementation, known: KnownFailures) 
     return _digest([plain.text([*claims, *known.entries], 1 << 30).encode(), *_contents(_code(i))])
 
 
+def implementation_code(implementation: Implementation) -> str:
+    """Of the code that would be imported."""
+    return _digest(_contents(_code(implementation)))
+
+
+def snapshots_digest(snapshots: Path) -> str:
+    """Of the stored snapshots."""
+    return _digest(_contents(sorted(snapshots.glob("*.txt"))))
+
+
 def behaviour_digest(implementation: Implementation) -> str:
     """Of what an observation depends on beside its program: the implementation's code, the driver's, and
     what both run with.

@@ -13,8 +13,8 @@ from pathlib import Path
 from packaging.version import Version
 
 from peft_conformance import committed
-from peft_conformance.cases import Case
-from peft_conformance.expand import Matrix, expand
+from peft_conformance.cases import Case, Matrix
+from peft_conformance.expand import expand
 from peft_conformance.language import SpecErrors, Suite, schema_errors
 from peft_conformance.reading import Map, SpecError, closest, read_yaml
 

@@ -19,16 +19,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from peft_conformance import descriptions
 from peft_conformance.channel import Died, NotStarted, Worker
 from peft_conformance.descriptions import described, is_version
-from peft_conformance.driver import Observation, Subject, run_case
 from peft_conformance.environments import ImplementationError, fetch, unmet
 from peft_conformance.language import closest
 from peft_conformance.ranges import contains
 from peft_conformance.worker import import_failure, raised, versions
+
+if TYPE_CHECKING:  # the driver imports torch, which a process that performs nothing need not
+    from peft_conformance.driver import Observation, Subject
 
 API_LEVEL = "0.21.2"  # of an implementation that claims none: the level that the specs describe
 TIME_LIMIT = 60.0  # seconds for one case
@@ -105,6 +107,8 @@ class Implementation:
         if self.api_level == "package":
             self.api_level = self.version if is_version(self.version) else API_LEVEL
         if not self.isolated:
+            from peft_conformance.driver import Subject
+
             self._subject = Subject(root, self.identity, self.names)
         return self
 
@@ -138,6 +142,8 @@ class Implementation:
                 question = {"program": program, "identity": self.identity, "names": self.names}
                 return self._worker.perform(question, self.time_limit)
             assert self._subject, "start() comes first"
+            from peft_conformance.driver import run_case
+
             with _alarm(self.time_limit):
                 return run_case(program, self._subject)
         except Died as error:

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from argparse import Namespace
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from _pytest.runner import runtestprotocol
 
 if TYPE_CHECKING:
     from peft_conformance.cases import Case, Check, Verdict
-    from peft_conformance.report import Results
+    from peft_conformance.opening import Opening, Options
     from peft_conformance.run import Run
 
 SUITE_FILE = Path(__file__).resolve().with_name("test_conformance.py")
@@ -104,23 +104,58 @@ def suite_is_asked_for(config: pytest.Config) -> bool:
     return False
 
 
-def open_run(config: pytest.Config) -> Run:
-    """The run that the options describe, opened once; raises UsageError for an option that makes no sense."""
+def open_run(config: pytest.Config) -> Run | None:
+    """The run that the options describe, opened once; raises UsageError for an option that makes no sense.
+
+    None in a controller that knows from an earlier process what it has to tell; its workers open theirs.
+    """
     if RUN in config.stash:
         return config.stash[RUN]
-    os.environ.setdefault(
-        "HF_HUB_OFFLINE", "1"
-    )  # no case needs the hub, and asking in vain takes many seconds
-    from peft_conformance.report import Stream, resumable
-    from peft_conformance.run import Options, Refusal, Run
-    from peft_conformance.suite_cache import without_collector
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no case needs the hub, and asking in vain takes long
+    worker: dict[str, Any] | None = getattr(config, "workerinput", None)
+    if worker is None:
+        run = open_controller(config)
+    else:
+        run = config.stash[RUN] = started(options_of(config))
+        config.stash[DONE] = set(worker.get(TAKEN_OVER, ()))
+    if run and config.option.record and not config.option.collectonly:
+        config.pluginmanager.register(Recorder(run, config))
+    return run
 
-    option, start = config.option, time.monotonic()
+
+def open_controller(config: pytest.Config) -> Run | None:
+    """The run of the process that reports, None where it performs nothing and knows what it has to tell."""
+    from peft_conformance import opening
+    from peft_conformance.report import resumable
+
+    start, option, options = time.monotonic(), config.option, options_of(config)
+    # A worker that the implementation has killed leaves no snapshot report: not worth an error as well.
+    config.addinivalue_line("filterwarnings", "ignore:syrupy. received:UserWarning")
+    performs_nothing = getattr(option, "dist", "no") != "no" and not option.record and not option.collectonly
+    shelf = opening.shelf(options) if performs_nothing else None
+    known, run = opening.kept(options, shelf), None
+    if known is None:
+        run = config.stash[RUN] = started(options, option.report)
+        known = opening.of(run)
+        if shelf:
+            shelf.put(known)
+    if option.resume:
+        known.results.rows = resumable(option.report, known.results.header)
+    config.stash[DONE] = {row["id"] for row in known.results.rows}
+    config.pluginmanager.register(Session(known, option, run.clauses if run else None, start))
+    return run
+
+
+def options_of(config: pytest.Config) -> Options:
+    """What the command line asks for."""
+    from peft_conformance.opening import Options
+
+    option = config.option
     if option.resume and option.report is None:
         raise pytest.UsageError("--resume needs --report DIR: the folder that the interrupted run wrote to")
     if option.record and option.report is None:
         raise pytest.UsageError("--record needs --report DIR: what is observed is kept beside the report")
-    options = Options(
+    return Options(
         implementation=option.impl,
         device=option.device,
         api_level=option.api_level,
@@ -133,26 +168,21 @@ def open_run(config: pytest.Config) -> Run:
         changed=option.changed,
         clauses=getattr(config, "workerinput", {}).get(CHANGED),
     )
+
+
+def started(options: Options, report: Path | None = None) -> Run:
+    """A run. Where there is none to be had, a UsageError says why, as does the report if one is asked for."""
+    from peft_conformance.report import Stream
+    from peft_conformance.run import Refusal, Run
+    from peft_conformance.suite_cache import without_collector
+
     try:
         with without_collector():
-            run = Run(options)
+            return Run(options)
     except Refusal as refusal:
-        if refusal.results and option.report and not hasattr(config, "workerinput"):
-            Stream(refusal.results, option.report).close()
+        if refusal.results and report:
+            Stream(refusal.results, report).close()
         raise pytest.UsageError(str(refusal)) from None
-    config.stash[RUN] = run
-    config.stash[DONE] = set(getattr(config, "workerinput", {}).get(TAKEN_OVER, ()))
-    if not hasattr(config, "workerinput"):
-        # A worker that the implementation has killed leaves no snapshot report: not worth an error as well.
-        config.addinivalue_line("filterwarnings", "ignore:syrupy. received:UserWarning")
-        results = run.results()
-        if option.resume:
-            results.rows = resumable(option.report, results.header)
-            config.stash[DONE] = {row["id"] for row in results.rows}
-        config.pluginmanager.register(Session(results, option, run.clauses, start))
-    if option.record and not option.collectonly:
-        config.pluginmanager.register(Recorder(run, config))
-    return run
 
 
 def selection(config: pytest.Config) -> str:
@@ -211,6 +241,7 @@ class SuiteFile(pytest.File):
             run = open_run(self.config)
         except pytest.UsageError as error:
             raise self.CollectError(str(error)) from None
+        assert run, "it is the controller that may do without one, and it collects nothing"
         done, option = self.config.stash[DONE], self.config.option
         wants_logs = option.log_level or option.log_file or option.log_cli_level
         hooks = self.ihook if wants_logs or self.config.getini("log_cli") else _Hooks(self.config)
@@ -377,15 +408,18 @@ class Session:
     """Hooks of a run of the suite, registered when one is opened: other pytest runs never see them."""
 
     def __init__(
-        self, results: Results, options: Namespace, changed: Collection[str] | None, start: float
+        self, known: Opening, options: Namespace, changed: Collection[str] | None, start: float
     ) -> None:
         from peft_conformance.report import Stream
 
-        self.results, self.options, self.changed, self.start = results, options, changed, start
-        self.stream = Stream(results, options.report) if options.report and not options.collectonly else None
+        self.results, self.importing = known.results, known.importing
+        self.options, self.changed, self.start = options, changed, start
+        self.stream = (
+            Stream(self.results, options.report) if options.report and not options.collectonly else None
+        )
         self.recording: Path | None = None
         self.junit: Any = None
-        self.taken_over = len(results.rows)
+        self.taken_over = len(self.results.rows)
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         """Look for pytest's JUnit report, in which checks are to be named as everywhere else."""
@@ -437,59 +471,9 @@ class Session:
         """Under -n, give all checks of a case to one worker, unless the user chose another --dist."""
         if self.options.dist != "load":
             return None
-        from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+        from peft_conformance.scheduling import ByCase
 
-        class Ids(list[str]):
-            def __init__(self, ids: Sequence[str]) -> None:
-                super().__init__(ids)
-                self.places = {nodeid: place for place, nodeid in enumerate(ids)}
-
-            def index(self, nodeid: str, *_: Any) -> int:
-                return self.places[nodeid]
-
-        cases = config.stash[RUN].cases if RUN in config.stash else ()
-        slow_start = {case.id for case in cases if "transformers" in case.requires}
-
-        class ByCase(LoadScopeScheduling):
-            def _assign_work_unit(self, node: Any) -> None:
-                # The first worker begins with what imports transformers, the others may never come to it.
-                if not any(self.assigned_work.values()):
-                    rest = sorted(
-                        self.workqueue, key=lambda scope: scope.rpartition("::")[2] not in slow_start
-                    )
-                    for scope in rest:
-                        self.workqueue.move_to_end(scope)
-                if node is not self.nodes[0]:
-                    self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
-                super()._assign_work_unit(node)
-
-            # Without these two, the work per check grows with the number of checks, some 50,000.
-
-            def add_node_collection(self, node: Any, collection: Sequence[str]) -> None:
-                super().add_node_collection(node, collection)
-                if node in self.registered_collections:
-                    self.registered_collections[node] = Ids(collection)
-
-            def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
-                super().mark_test_complete(node, item_index, duration)
-                scope = self._split_scope(self.registered_collections[node][item_index])
-                if all(self.assigned_work[node][scope].values()):
-                    del self.assigned_work[node][scope]
-
-            def _split_scope(self, nodeid: str) -> str:
-                return nodeid.rpartition(":")[0] if f"/{SUITE_FILE.name}::" in nodeid else nodeid
-
-            def remove_node(self, node: Any) -> str | None:
-                # A case that has killed its worker would kill the next one too, so it is not handed on.
-                died: dict[str, bool] = next(
-                    (u for u in self.assigned_work[node].values() if not all(u.values())), {}
-                )
-                check = next((nodeid for nodeid, done in died.items() if not done), None)
-                died.update(dict.fromkeys(died, True))
-                super().remove_node(node)
-                return check
-
-        return ByCase(config, log)
+        return ByCase(config, log, SUITE_FILE.name, self.importing)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from peft_conformance.observations import read
+from peft_conformance.opening import Options
 from peft_conformance.recorded import recorded
 from peft_conformance.report import RED, Results, closing, one_line
-from peft_conformance.run import Options, Run
+from peft_conformance.run import Run
 
 
 def open_recordings(

@@ -9,7 +9,7 @@ import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from syrupy.data import SnapshotCollections
 from syrupy.extensions.single_file import SingleFileSnapshotExtension, WriteMode
 
 from peft_conformance import consumers, surface
-from peft_conformance.cases import Case, Check, Clause, Verdict
+from peft_conformance.cases import Case, Check, Clause, Verdict, case_id
 from peft_conformance.changes import changed_clauses
 from peft_conformance.descriptions import described, is_version
 from peft_conformance.environments import ImplementationError
-from peft_conformance.expand import Expansion, expand
+from peft_conformance.expand import Expansion, Ground
 from peft_conformance.expectations import KnownFailures, known_version, overdue, places, review_lines
 from peft_conformance.fingerprint import implementation_digest, suite_fingerprint
 from peft_conformance.implementations import (
@@ -33,9 +33,11 @@ from peft_conformance.implementations import (
 from peft_conformance.judge import judge
 from peft_conformance.language import SpecErrors, Suite, find_specs_dir, load_suite
 from peft_conformance.observations import Writer
+from peft_conformance.opening import SNAPSHOTS, Options
 from peft_conformance.recorded import Recorded, claims
 from peft_conformance.report import Results, as_text, plain
 from peft_conformance.script import reproduce
+from peft_conformance.suite_cache import Shelf
 from peft_conformance.worker import versions
 
 RED = frozenset({"fail", "error", "changed", "blocked"})  # what blocks the clauses that need this one
@@ -46,23 +48,6 @@ class Refusal(Exception):
     """A run that cannot start: an option, an implementation or a spec file is wrong, as the message says."""
 
     results: Results | None = None  # of an implementation that cannot be built: nothing was run, and why
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line asked for."""
-
-    implementation: str | None
-    device: str = "cpu"
-    api_level: str | None = None
-    profiles: tuple[str, ...] = ()
-    matrix: str = "full"
-    isolate: bool = False
-    specs: Path | None = None
-    update_snapshots: bool = False
-    selection: str = ""  # what -k and node ids select
-    changed: str | None = None  # only clauses that have changed since this git revision
-    clauses: Collection[str] | None = None  # which those are, where another process has found out
 
 
 class Run:
@@ -78,7 +63,7 @@ class Run:
         except SpecErrors as errors:
             raise Refusal(f"the specs cannot be used\n{errors}") from None
         self._check(options)
-        self.snapshots = (options.specs or Path(__file__).parent) / "__snapshots__"
+        self.snapshots = (options.specs or Path(__file__).parent) / SNAPSHOTS
         self.clauses = self._changed(options)  # None: all of them
         if recorded is not None:
             self.implementation: Implementation = recorded
@@ -93,7 +78,10 @@ class Run:
                 raise
         self.device: str = self.machine["device"]
         self._learn_level()
-        chosen = self._expand(options.matrix, self._selected, clauses=self.clauses)
+        self.suite, chosen = self._chosen()
+        self._ground = self._new_ground()
+        self._clauses = {clause.id: clause for clause in self.suite.clauses}
+        self._needed: dict[str, Case] = {}
         self._named_devices: dict[str, set[str]] = {}
         cards = self.suite.cards.items()
         self._packages_of = {f"method-{m.lower()}": c["packages"] for m, c in cards if "packages" in c}
@@ -116,7 +104,7 @@ class Run:
             return None
         self.implementation = found
         self._learn_level()
-        chosen = self._expand(self.options.matrix, self._selected, clauses=self.clauses)
+        chosen = self._new_ground().expand(self.options.matrix, self._selected, self.clauses)
         brief = " ".join(reason.split())
         header = {**self.describe(), "status": "not-built", "reason": brief, "total": 0}
         return Results(header, left_out=self._count(chosen, brief), complete=False)
@@ -154,22 +142,30 @@ class Run:
         keys = ("profile", "consumers", "verdict", "reason", "checks")
         return [plain(dict(zip(keys, (*what, n), strict=True))) for what, n in sorted(counts.items())]
 
-    def _everything(self, clause: str) -> Expansion:
-        """A clause at all of its points, on which prerequisites and expectations may fall whatever is run."""
-        if clause not in self._whole:
-            self._whole[clause] = self._expand("full", clauses={clause})
-        return self._whole[clause]
+    def _new_ground(self) -> Ground:
+        offers, lacks = self.implementation.offers, self.implementation.lacks
+        return Ground(self.suite, api_level=self.api_level, offers=offers, lacks=lacks)
 
-    def _expand(self, matrix: Any, where: Any = None, *, clauses: Collection[str] | None = None) -> Expansion:
-        return expand(
-            self.suite,
-            api_level=self.api_level,
-            matrix=matrix,
-            offers=self.implementation.offers,
-            lacks=self.implementation.lacks,
-            where=where,
-            clauses=clauses,
-        )
+    def _chosen(self) -> tuple[Suite, Expansion]:
+        """The cases that were asked for, with the suite whose clauses they hold; those of all of our own
+        clauses from the cache, if a process has made them before.
+        """
+
+        def made() -> tuple[Suite, Expansion]:
+            ground = self._new_ground()
+            return self.suite, ground.expand(self.options.matrix, self._selected, self.clauses)
+
+        if self.options.specs is not None or self.clauses is not None:
+            return made()
+        i, options = self.implementation, self.options
+        asked = (options.matrix, options.profiles, self.api_level, i.offers, i.lacks)
+        return Shelf("cases", self.suite.specs, asked).kept(made)
+
+    def _everything(self, clause: str) -> Expansion:
+        """A clause at all of its points, on which expectations may fall whatever is run."""
+        if clause not in self._whole:
+            self._whole[clause] = self._ground.expand(clauses={clause})
+        return self._whole[clause]
 
     def close(self) -> None:
         """Stop the implementation's process, if it has one."""
@@ -275,11 +271,16 @@ class Run:
 
     def _prerequisite(self, clause: str, case: Case) -> Case | None:
         """The clause's case at the same values of the shared axes, else its first; None when none applies."""
-        cases = self._everything(clause).cases
-        shared = (
-            c for c in cases if all(c.axes[axis] == case.axes[axis] for axis in c.axes.keys() & case.axes)
-        )
-        return next(shared, cases[0] if cases else None)
+        needed = self._clauses[clause]
+        places = self._ground.to_run(needed)
+        if not places:
+            return None
+        shared = (p for p in places if all(p[axis] == case.axes[axis] for axis in p.keys() & case.axes))
+        point = next(shared, places[0])
+        name = case_id(clause, point)
+        if name not in self._needed:
+            self._needed[name] = self._ground.case(needed, point)
+        return self._needed[name]
 
     def _first_red(self, case: Case) -> Verdict | None:
         return next((v for v in self._verdicts_of(case).values() if v.verdict in RED), None)

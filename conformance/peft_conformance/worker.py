@@ -121,9 +121,10 @@ def versions() -> dict[str, str | None]:
     """The Python and the packages that an implementation has in this process."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in LOADED:
-        found[package] = getattr(sys.modules.get(package), "__version__", None)
+        version = getattr(sys.modules.get(package), "__version__", None)
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = found[package] or metadata.version(package)
+            version = version or metadata.version(package)
+        found[package] = version and str(version)  # torch's own is a class of torch's
     return found
 
 

@@ -20,8 +20,9 @@ from peft_conformance.cli import app
 from peft_conformance.expand import case_of
 from peft_conformance.implementations import describe
 from peft_conformance.language import find_specs_dir, load_suite
+from peft_conformance.opening import Options
 from peft_conformance.report import Results, as_text
-from peft_conformance.run import Options, Refusal, Run
+from peft_conformance.run import Refusal, Run
 from peft_conformance.script import reproduce
 from typer.testing import CliRunner
 

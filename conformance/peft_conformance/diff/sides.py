@@ -23,8 +23,9 @@ from peft_conformance.fingerprint import behaviour_digest
 from peft_conformance.implementations import Implementation, described
 from peft_conformance.language import Suite
 from peft_conformance.observations import digest
+from peft_conformance.opening import Options
 from peft_conformance.recorded import recorded
-from peft_conformance.run import Options, Refusal, Run
+from peft_conformance.run import Refusal, Run
 
 Progress = Callable[[str, int, int], None]  # name of the side, programs done, programs in all
 
