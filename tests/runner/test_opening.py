@@ -1,0 +1,167 @@
+"""What a controller knows from an earlier process, and which worker gets what: runs of the real suite."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from peft_conformance import opening, report
+from peft_conformance.opening import Options
+from peft_conformance.scheduling import AHEAD, ByCase
+from suite_runs import ALONE, PLUGINS, SUITE
+
+TELLS = """
+import sys
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.write_line(f"the controller has torch: {'torch' in sys.modules}")
+"""
+DESCRIPTION = """schema: "1.0"
+name: mine
+module: mine
+api_level: "0.21"
+offers: [inject]
+"""
+
+
+def run(folder: Path, *words: str) -> str:
+    """The real suite under two workers, with a cache of its own."""
+    (folder / "tells.py").write_text(TELLS)
+    paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    cache = str(folder / "cache")
+    environment = {**os.environ, **ALONE, "PYTHONPATH": paths, "PEFT_CONFORMANCE_CACHE": cache}
+    environment.pop("PEFT_CONFORMANCE_FRESH", None)
+    command = [sys.executable, "-m", "pytest", *SUITE, *PLUGINS, "-p", "tells", "-oaddopts=", "-n2"]
+    command += ["--impl=reference", "--matrix=smoke", *words]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    ).stdout
+
+
+def test_the_second_run_needs_no_torch_before_its_workers_and_reports_the_same(tmp_path: Path) -> None:
+    first = run(tmp_path, "-k", "inject.several or counts.pages", "--report=first")
+    second = run(tmp_path, "-k", "inject.several", "--report=second")
+    assert "the controller has torch: True" in first
+    assert "the controller has torch: False" in second
+    one, two = (report.read(tmp_path / name / report.FILE) for name in ("first", "second"))
+    assert two.header.pop("selection") == "inject.several"
+    assert one.header.pop("selection") == "inject.several or counts.pages"
+    assert (one.header.pop("total"), two.header.pop("total")) == (len(one.rows), len(two.rows))
+    assert two.header == one.header
+    assert two.left_out == one.left_out != []
+    assert 0 < len(two.rows) < len(one.rows)
+    assert {row["verdict"] for row in two.rows} == {"pass"}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"device": "auto"},
+        {"api_level": "0.18"},
+        {"isolate": True},
+        {"specs": Path("specs")},
+        {"update_snapshots": True},
+        {"changed": "HEAD"},
+        {"implementation": "referense"},
+        {"implementation": None},
+    ],
+    ids=str,
+)
+def test_what_only_a_run_can_tell_is_not_kept(asked: dict[str, Any]) -> None:
+    assert opening.shelf(Options(**{"implementation": "reference", **asked})) is None
+
+
+@pytest.fixture
+def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
+    """The key under which the opening of an implementation of one file is kept."""
+    monkeypatch.setenv("PEFT_CONFORMANCE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("PEFT_CONFORMANCE_FRESH", raising=False)
+    (tmp_path / "mine.yaml").write_text(DESCRIPTION)
+    (tmp_path / "mine.py").write_text("one = 1\n")
+    monkeypatch.chdir(tmp_path)
+
+    def of(**asked: Any) -> bytes:
+        shelf = opening.shelf(Options(**{"implementation": "mine.yaml", **asked}))
+        assert shelf
+        return shelf.key
+
+    return of
+
+
+def test_another_selection_has_the_same_opening(key: Callable[..., bytes]) -> None:
+    assert key() == key(selection="law") != key(matrix="smoke")
+    assert key(profiles=("model",)) != key()
+
+
+@pytest.mark.parametrize("change", ["code", "description", "installed", "path", "snapshots", "day"])
+def test_any_change_makes_it_another(
+    change: str, key: Callable[..., bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = tmp_path / "site-packages"
+    packages.mkdir()
+    if change == "installed":
+        monkeypatch.syspath_prepend(packages)
+    before = key()
+    if change == "code":
+        (tmp_path / "mine.py").write_text("one = 2\n")
+    elif change == "description":
+        (tmp_path / "mine.yaml").write_text(DESCRIPTION.replace("inject", "inject, forward"))
+    elif change == "installed":
+        os.utime(packages, ns=(0, 0))
+    elif change == "path":
+        monkeypatch.syspath_prepend(tmp_path)
+    elif change == "snapshots":
+        monkeypatch.setattr(opening, "SNAPSHOTS", "others")
+    else:
+        monkeypatch.setattr(opening, "date", SimpleNamespace(today=lambda: "tomorrow"))
+    assert key() != before
+
+
+class Worker:
+    """As much of a worker as a scheduler sees."""
+
+    shutting_down = False
+
+    def __init__(self, name: str) -> None:
+        self.gateway, self.given = SimpleNamespace(id=name), list[int]()
+
+    def send_runtest_some(self, indices: list[int]) -> None:
+        self.given += indices
+
+    def shutdown(self) -> None:
+        self.shutting_down = True
+
+
+def test_the_first_worker_begins_with_what_imports_most_and_the_other_at_the_other_end() -> None:
+    options = SimpleNamespace(loadscopereorder=False)
+    config: Any = SimpleNamespace(getvalue={"tx": ["2*popen"]}.get, option=options)
+    scheduler = ByCase(config, None, "suite.py", {"c", "d"})
+    ids = [f"x/suite.py::{case}:{check}" for case in "abcdefgh" for check in ("one", "two", "three")]
+    workers = Worker("gw0"), Worker("gw1")
+    for worker in workers:
+        scheduler.add_node(worker)
+        scheduler.add_node_collection(worker, ids)
+    scheduler.schedule()
+
+    def cases(worker: Worker) -> str:
+        given = [ids[index].partition("::")[2].partition(":") for index in worker.given]
+        assert [check for *_, check in given] == ["one", "two", "three"] * (len(given) // 3)
+        return "".join(case for case, *_ in given[::3])
+
+    assert (cases(workers[0]), cases(workers[1])) == ("cd", "hg")
+    assert len(workers[0].given) == AHEAD
+    scheduler.mark_test_complete(workers[0], workers[0].given[0])
+    assert cases(workers[0]) == "cda"
+    for index in workers[1].given[:4]:
+        scheduler.mark_test_complete(workers[1], index)
+    assert cases(workers[1]) == "hgfe"
+    assert not workers[1].shutting_down
+    for index in workers[0].given[1:7]:
+        scheduler.mark_test_complete(workers[0], index)
+    assert cases(workers[0]) == "cdab"
+    assert workers[0].shutting_down
