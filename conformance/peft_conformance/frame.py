@@ -9,7 +9,7 @@ adapted before, nor, when `adapter` is given, anything of other adapters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ MODULE_ASPECTS = (
     "config",
 )
 OTHER_ASPECTS = ("keys", "fields")
+Tags = Callable[[Record], list[Tagged]]  # what each tensor of a record is for
 
 
 @dataclass(frozen=True)
@@ -53,19 +54,32 @@ class Change:
 def violations(modifies: Iterable[Mapping[str, Any]], frame: Mapping[str, Any], cards: Cards) -> list[str]:
     """Everything that changed and that no entry of `modifies` names, as sorted short lines."""
     before, after = frame["before"], frame["after"]
-    allowed = _allowances(modifies, before["entities"], after["entities"], cards)
+    known: dict[int, list[Tagged]] = {}
+
+    def tagged(record: Record) -> list[Tagged]:
+        if id(record) not in known:
+            known[id(record)] = tags(record, cards)
+        return known[id(record)]
+
+    allowed = _allowances(modifies, before["entities"], after["entities"], tagged)
     seen: set[tuple[Any, ...]] = set()
     lines = []
-    for id, old in before["entities"].items():
-        new = after["entities"].get(id)
-        changes = [Change((id,), ("presence",), "", "gone")] if new is None else _entity(id, old, new, cards)
+    for entity, old in before["entities"].items():
+        new = after["entities"].get(entity)
+        changes = (
+            [Change((entity,), ("presence",), "", "gone")]
+            if new is None
+            else _entity(entity, old, new, tagged)
+        )
         for change in changes:
             keys = [key for key in change.keys if key is not None]
-            told = (change.keys[0] if keys else id, change.aspects, change.what)
+            told = (change.keys[0] if keys else entity, change.aspects, change.what)
             if told in seen or any((key, aspect) in allowed for key in keys for aspect in change.aspects):
                 continue
             seen.add(told)
-            lines.append(f"{id}: {change.where}: {change.what}" if change.where else f"{id}: {change.what}")
+            lines.append(
+                f"{entity}: {change.where}: {change.what}" if change.where else f"{entity}: {change.what}"
+            )
     for name, value in before["globals"].items():
         if not plain.equal(value, after["globals"].get(name)) and (name, "global") not in allowed:
             lines.append(f"{name} changed")
@@ -73,7 +87,7 @@ def violations(modifies: Iterable[Mapping[str, Any]], frame: Mapping[str, Any], 
 
 
 def _allowances(
-    modifies: Iterable[Mapping[str, Any]], before: Mapping[str, Any], after: Mapping[str, Any], cards: Cards
+    modifies: Iterable[Mapping[str, Any]], before: Mapping[str, Any], after: Mapping[str, Any], tagged: Tags
 ) -> set[tuple[Any, str]]:
     """Pairs of token and aspect that `modifies` allows to change."""
     allowed: set[tuple[Any, str]] = set()
@@ -88,7 +102,7 @@ def _allowances(
             narrow = "role" in entry or "adapter" in entry or "name" in entry
             own = aspects or (set() if narrow else {*OTHER_ASPECTS, *TENSOR_ASPECTS})
             allowed |= {(key, aspect) for key in (entry["of"], record.get("object")) if key for aspect in own}
-            for tensor, _ in select(tags(record, cards), entry):
+            for tensor, _ in select(tagged(record), entry):
                 of_tensor = aspects or set(TENSOR_ASPECTS)
                 allowed |= {(tensor.get("object"), aspect) for aspect in of_tensor}
                 if "values" in of_tensor:
@@ -107,26 +121,27 @@ def _allowances(
     return allowed
 
 
-def _entity(id: str, old: Record, new: Record, cards: Cards) -> Iterator[Change]:
+def _entity(id: str, old: Record, new: Record, tagged: Tags) -> Iterator[Change]:
     """The changes of one entity. Kinds whose records say all there is to compare are compared as a whole."""
     key = old.get("object")
     if old["kind"] != new["kind"]:
         yield Change((id, key), ("presence",), "", f"{old['kind']} → {new['kind']}")
     elif old["kind"] == "model":
         yield from _model(old, new)
-        yield from _tensors(tags(old, cards), tags(new, cards))
+        if old != new:  # else its tensors are the same, and what they are for
+            yield from _tensors(tagged(old), tagged(new))
     elif old["kind"] == "state_dict":
         names = [[t["name"] for t in record["tensors"]] for record in (old, new)]
         yield from _mapping((id, key), "keys", dict.fromkeys(names[0]), dict.fromkeys(names[1]), "")
         if set(names[0]) == set(names[1]) and names[0] != names[1]:
             yield Change((id, key), ("keys",), "", "order of the keys changed")
         both = set(names[0]) & set(names[1])
-        sides = ([item for item in tags(record, cards) if item[0]["name"] in both] for record in (old, new))
+        sides = ([item for item in tagged(record) if item[0]["name"] in both] for record in (old, new))
         yield from _tensors(*sides)
     elif old["kind"] == "config":
         yield from _mapping((id, key), "fields", old["fields"], new["fields"], "")
     elif old["kind"] == "tensor":
-        yield from _tensors(tags(old, cards), tags(new, cards))
+        yield from _tensors(tagged(old), tagged(new))
     elif old["kind"] == "folder":
         yield from _mapping((id,), "keys", dict.fromkeys(old["files"]), dict.fromkeys(new["files"]), "")
         for name in sorted(old["files"].keys() & new["files"].keys()):

@@ -122,6 +122,7 @@ class Recorder:
         self.tensors: dict[str, torch.Tensor] = {}
         self._tokens: dict[int, tuple[str, Any]] = {}
         self._storages: dict[int, tuple[str, Any]] = {}
+        self._of_class: dict[type, set[str]] = {}  # the slots that a class has by itself
         self._counted: dict[tuple[str, torch.dtype], Record] = {}
 
     def token(self, value: Any) -> str:
@@ -293,12 +294,20 @@ class Recorder:
         }
 
     def _slot_names(self, module: nn.Module) -> Iterator[str]:
-        for slot in self.slots:
-            if _lacks(module, slot):
-                continue
+        for slot in self._held_slots(module):
             container = getattr(module, slot, None)  # also of an implementation's own kind, for buffers
             if isinstance(container, (nn.Module, Mapping)) and callable(getattr(container, "keys", None)):
                 yield from container.keys()  # type: ignore[operator]
+
+    def _held_slots(self, module: nn.Module) -> Iterable[str]:
+        """The slots that a module has, found from what it holds: there are many slots, and it has few."""
+        own, cls = vars(module), type(module)
+        if not _looks_up_as_torch(cls):
+            return self.slots
+        if cls not in self._of_class:
+            self._of_class[cls] = {slot for slot in self.slots if hasattr(cls, slot)}
+        held = own.keys() | own["_modules"].keys() | own["_parameters"].keys() | own["_buffers"].keys()
+        return (self._slots & held) | self._of_class[cls]
 
     def _safetensors(self, path: Path) -> Record:
         try:
@@ -329,10 +338,14 @@ def _lacks(module: nn.Module, name: str) -> bool:
         and name not in own["_modules"]
         and name not in own["_parameters"]
         and name not in own["_buffers"]
-        and cls.__getattr__ is nn.Module.__getattr__
-        and cls.__getattribute__ is object.__getattribute__
+        and _looks_up_as_torch(cls)
         and not hasattr(cls, name)
     )
+
+
+def _looks_up_as_torch(cls: type[nn.Module]) -> bool:
+    """Whether torch's own lookup of attributes is in force."""
+    return cls.__getattr__ is nn.Module.__getattr__ and cls.__getattribute__ is object.__getattribute__
 
 
 def _json(content: bytes) -> Record:

@@ -16,7 +16,8 @@ from typing import Any
 Record = Mapping[str, Any]
 Cards = Mapping[str, Mapping[str, Any]]
 
-WRAPPED = ("base_layer", "original_module", "token_adapter")  # where a wrapper keeps what it stands for
+# where a wrapper keeps what it stands for
+WRAPPED = frozenset({"base_layer", "original_module", "token_adapter"})
 AUX = ("modules_to_save", "trainable_tokens_delta")  # where wrappers keep what an adapter trains besides
 TOKENS = ("trainable_tokens_delta", "trainable_tokens_original")  # the trained rows, and the base's
 ROOT = "base_model.model."  # what PeftModel puts before the paths of the model it holds
@@ -68,9 +69,12 @@ def card_of(config: Record, cards: Cards) -> Mapping[str, Any] | None:
 
 def unwrapped(path: str, modules: Mapping[str, Any] | None) -> str:
     """`path` without the segments that wrapping put into it; `modules` by name, None for state dicts."""
+    every = path.split(".")
+    if WRAPPED.isdisjoint(every):
+        return path
     parts: list[str] = []
     real: list[str] = []
-    for part in path.split("."):
+    for part in every:
         if part not in WRAPPED or not (modules is None or _wraps(modules, ".".join(real), part)):
             parts.append(part)
         real.append(part)
@@ -144,11 +148,12 @@ def tags(record: Record, cards: Cards) -> list[Tagged]:
     configs = (record.get("peft_config") or {}) if is_model else {}
     known = {name: card_of(config, cards) for name, config in configs.items()}
     everything = _all_slots(cards)
+    telling = everything.keys() | {"modules_to_save", *TOKENS}
     of_adapter = {name: _slots([card]) if card else everything for name, card in known.items()}
 
     def tag(name: str) -> Tag:
         parts = name.split(".")
-        for i in range(len(parts) - 1, -1, -1):
+        for i in () if telling.isdisjoint(parts) else range(len(parts) - 1, -1, -1):
             path, here, after = ".".join(parts[:i]), parts[i], parts[i + 1 :]
             if here == "modules_to_save" and after and modules is not None:
                 if join(path, "original_module") in modules:
