@@ -207,9 +207,10 @@ class BaseTunerLayer(Holder):
 
     def adapter_parameters(self, adapter: str) -> Iterator[nn.Parameter]:
         """The trained tensors of one adapter; none if the layer does not have it."""
+        modules = self._modules
         for slot in self.adapter_layer_names:
-            container = getattr(self, slot)
             # past the methods of nn.Module: half the calls, which count where hundreds of adapters are frozen
+            container: Any = modules[slot] if slot in modules else getattr(self, slot)
             if isinstance(container, nn.ParameterDict):
                 if (own := container._parameters.get(adapter)) is not None:
                     yield own
