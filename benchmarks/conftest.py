@@ -22,11 +22,11 @@ from peft_conformance.report import write_whole
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import forward, growth, lifecycle, results, startup
+from benchmarks import forward, growth, lifecycle, results, startup, suite
 from benchmarks.measure import Elsewhere, Row, Work
 
 MEMORY = "memory"
-KINDS = (startup, lifecycle, forward, growth)
+KINDS = (startup, lifecycle, forward, growth, suite)
 
 
 class Measurements:
@@ -35,6 +35,7 @@ class Measurements:
     def __init__(self) -> None:
         self.seconds: dict[str, dict[str, list[float]]] = {}
         self.memory: dict[str, dict[str, int]] = {}
+        self.breaks: dict[str, dict[str, int]] = {}  # method -> library -> graph breaks
         self.rows: dict[str, Row] = {}
         self.begun: set[str] = set()
         self.total = 0
@@ -70,6 +71,7 @@ class Measurements:
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
             "rows": entries,
             "sweep": growth.sweep(first) if first else {},
+            "graph breaks": self.breaks,
         }
 
 
@@ -88,12 +90,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test for each chunk, in the order in which they are measured."""
+    if "turn" not in metafunc.fixturenames:
+        return
     quick = metafunc.config.getoption("quick")
     chunks = []
     for row in itertools.chain.from_iterable(kind.rows() for kind in KINDS):
         repetitions = range(1, (2 if quick else row.repetitions) + 1)
         for turn, contender in itertools.product(
-            [*([] if quick else [MEMORY]), *repetitions], row.contenders
+            [*([] if quick or not row.memory else [MEMORY]), *repetitions], row.contenders
         ):
             chunks.append(
                 pytest.param(row, turn, contender, id=f"{row.id}-{turn}-{contender.replace(' ', '_')}")
@@ -105,8 +109,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_runtest_protocol(item: pytest.Item) -> None:
     """A line for each row, to see how far it is."""
     measured: Measurements = item.config.measurements  # type: ignore[attr-defined]
-    id = item.callspec.params["row"].id  # type: ignore[attr-defined]
-    if id not in measured.begun:
+    row: Row | None = item.callspec.params.get("row")  # type: ignore[attr-defined]
+    if (id := row.id if row else "graph breaks") not in measured.begun:
         measured.begun.add(id)
         reporter = item.config.pluginmanager.get_plugin("terminalreporter")
         reporter.write_line(f"{len(measured.begun)}/{measured.total}  {id}")  # type: ignore[union-attr]
@@ -117,7 +121,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Count the rows that `-k` leaves."""
     measured: Measurements = config.measurements  # type: ignore[attr-defined]
     gc.freeze()  # what is there by now stays: collections between chunks take a hundredth
-    measured.total = len({item.callspec.params["row"].id for item in items})  # type: ignore[attr-defined]
+    rows = [item.callspec.params.get("row") for item in items]  # type: ignore[attr-defined]
+    measured.total = len({row and row.id for row in rows})
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> Any:
@@ -128,7 +133,7 @@ def pytest_report_teststatus(report: pytest.TestReport) -> Any:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """The table of ratios, and the targets."""
     measured: Measurements = config.measurements  # type: ignore[attr-defined]
-    if not measured.seconds:
+    if not measured.seconds and not measured.breaks:
         return
     machine = config.hook.pytest_benchmark_generate_machine_info(config=config)
     document = measured.document(machine["cpu"].get("brand_raw") or platform.machine())

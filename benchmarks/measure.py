@@ -98,9 +98,9 @@ class Elsewhere(ABC):
     def seconds(self) -> float:
         """How long it takes."""
 
-    @abstractmethod
     def peak(self) -> int:
         """Bytes that it holds at its highest."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ class Row:
     prepare: Callable[[], Mapping[str, Work | Elsewhere]] = field(repr=False)
     contenders: tuple[str, ...] = tuple(LIBRARIES)
     repetitions: int = REPETITIONS
+    memory: bool = True  # whether its peaks are measured
     curve: str = ""  # the parameter along which its cost is plotted; such rows are not in README's table
 
     @property

@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.measure import Row
 from benchmarks.models import METHODS
+from benchmarks.suite import LIMITS
 
 FILE = Path(__file__).parent / "results" / "latest.json"
 README = Path(__file__).parent.parent / "README.md"
@@ -100,6 +101,11 @@ def thousandth(document: Document) -> dict[str, float]:
     return {"sweep": sweep["reference"][-1]} if whole else {}
 
 
+def breaks(document: Document) -> dict[str, float]:
+    """Graph breaks of the reference by method."""
+    return {method: of["reference"] for method, of in document["graph breaks"].items()}
+
+
 TARGETS = (
     Target("no row slower than upstream, within spread", 1.0, against("upstream", least=True)),
     Target("adapter number 1000 to number 1", 1.3, thousandth),
@@ -111,6 +117,11 @@ TARGETS = (
     Target("forward of LoRA to hand-written `addmm`", 1.15, against("addmm", "forward")),
     Target("import after torch, to upstream", 0.25, against("upstream", "import")),
     Target("no row with a higher peak of memory than upstream", 1.0, peaks),
+    Target("graph breaks of a method under `torch.compile`", 0, breaks),
+    *(
+        Target(f"the suite, {matrix} matrix, `-n 2`, to {limit:g} s", 1.0, against("limit", matrix=matrix))
+        for matrix, limit in LIMITS.items()
+    ),
 )
 
 
@@ -145,7 +156,8 @@ def by_method(rows: list[Entry]) -> list[list[str]]:
     """A line for each operation: the ratio to upstream by method, and that of peak memory over all."""
     methods = [*dict.fromkeys(row["method"] for row in rows if row["method"] in METHODS)]
     found = [["reference to upstream", *methods, "peak memory"]]
-    for operation in dict.fromkeys(row["operation"] for row in rows):
+    compared = [row for row in rows if "upstream" in row["ratios"]]
+    for operation in dict.fromkeys(row["operation"] for row in compared):
         of_it = [row for row in rows if row["operation"] == operation]
         each = [[row for row in of_it if row["method"] in (method, "all methods")] for method in methods]
         found.append([operation, *(cells(some)[0] for some in each), cells(of_it)[-1]])
