@@ -1,4 +1,8 @@
-"""Rows of the suite itself: a whole run against the reference with two workers, beside what it may take."""
+"""Rows of the suite itself: a whole run against the reference with two workers, beside what it may take.
+
+SUITE_PYTHON names the Python of another environment to run it in, as the one that README's first command makes:
+where accelerate is installed, as here, more checks can be run and more is imported.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,8 @@ class SuiteRun(Elsewhere):
     def run(self, *words: str) -> None:
         """pytest as a user starts it."""
         own = {name: value for name, value in os.environ.items() if name not in HERE}
-        command = [sys.executable, "-m", "pytest", "conformance", "--impl=reference", "-n2", "-q"]
+        python = os.environ.get("SUITE_PYTHON", sys.executable)
+        command = [python, "-m", "pytest", "conformance", "--impl=reference", "-n2", "-q"]
         command += [f"--matrix={self.matrix}", *words]
         done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=False)
         if done.returncode:

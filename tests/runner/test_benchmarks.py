@@ -18,8 +18,8 @@ pytest.importorskip("pytest_benchmark")
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # a folder of the checkout, in no installed package
 
-from benchmarks import forward, growth, lifecycle, results, startup  # noqa: E402
-from benchmarks.measure import Row, Work  # noqa: E402
+from benchmarks import forward, graphs, growth, lifecycle, results, startup, suite  # noqa: E402
+from benchmarks.measure import LIBRARIES, Row, Work  # noqa: E402
 
 BESIDE = {"layers": 112, "adapters": 100}
 ROW = "forward-LoRA-width:64-batch:1-active:1-dtype:fp32"
@@ -59,7 +59,7 @@ def test_a_run_prints_ratios_and_targets(run: tuple[str, dict[str, Any]]) -> Non
 
 
 def test_every_operation_of_every_method_has_rows() -> None:
-    rows = [row for kind in (startup, lifecycle, forward, growth) for row in kind.rows()]
+    rows = [row for kind in (startup, lifecycle, forward, growth, suite) for row in kind.rows()]
     assert len({row.id for row in rows}) == len(rows)
     shared = ("get_peft_model", "inject", "delete_adapter", "set_adapter", "merge", "unmerge", "forward")
     more = ("get_peft_model_state_dict", "set_peft_model_state_dict", "save_pretrained", "from_pretrained")
@@ -67,6 +67,19 @@ def test_every_operation_of_every_method_has_rows() -> None:
     for method in ("LoRA", "IA3", "LoHa", "OFT", "VeRA"):
         assert {operation for operation, of in table if of == method} >= {*shared, *more}
     assert {row.curve for row in rows} == {"", "layers", "adapters", "rank"}
+
+
+def test_graph_breaks_are_counted() -> None:
+    """Poly's graph breaks in both libraries, LoRA's does not."""
+    assert len(graphs.methods()) > 30
+    assert [graphs.breaks(library, "poly") > 0 for library in LIBRARIES.values()] == [True, True]
+    assert graphs.breaks(LIBRARIES["reference"], "lora") == 0
+
+
+def test_a_red_run_of_the_suite_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "ROOT", Path(__file__).parent)
+    with pytest.raises(RuntimeError, match="--matrix=smoke"):
+        suite.SuiteRun("smoke").seconds()
 
 
 def test_contenders_take_turns() -> None:
