@@ -1,7 +1,7 @@
 """Rows of the suite itself: a whole run against the reference with two workers, beside what it may take.
 
-SUITE_PYTHON names the Python of another environment to run it in, as the one that README's first command makes:
-where accelerate is installed, as here, more checks can be run and more is imported.
+SUITE_PYTHON names the Python of another environment to run it in, as the one of README's first command: where
+accelerate is installed, as here, more checks can be run and more is imported.
 """
 
 from __future__ import annotations

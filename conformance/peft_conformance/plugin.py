@@ -214,7 +214,6 @@ def pytest_collection(session: pytest.Session) -> Any:
 
     with without_collector():
         result = yield
-    gc.collect()
     gc.freeze()
     return result
 

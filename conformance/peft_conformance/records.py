@@ -193,8 +193,8 @@ class Recorder:
         tensors = []
         modules = list(value.named_modules(remove_duplicate=False))
         for kind, named in (
-            ("parameter", value.named_parameters(remove_duplicate=False)),
-            ("buffer", value.named_buffers(remove_duplicate=False)),
+            ("parameter", _members(value, modules, "named_parameters", "_parameters")),
+            ("buffer", _members(value, modules, "named_buffers", "_buffers")),
             ("attribute", self._kept_apart(modules)),
         ):
             for name, tensor in named:
@@ -316,6 +316,19 @@ class Recorder:
                 return {"tensors": self._state_dict(content, None)["tensors"], "metadata": file.metadata()}
         except (SafetensorError, OSError) as error:
             return {"unreadable": str(error)[:TEXT_LIMIT]}
+
+
+def _members(
+    model: nn.Module, modules: Iterable[tuple[str, nn.Module]], walk: str, members: str
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """What `model.walk(remove_duplicate=False)` yields; where that is torch's own, from one walk for all."""
+    if getattr(type(model), walk) is not getattr(nn.Module, walk):
+        yield from getattr(model, walk)(remove_duplicate=False)
+        return
+    for path, module in modules:
+        for name, tensor in vars(module)[members].items():
+            if tensor is not None:
+                yield f"{path}.{name}" if path else name, tensor
 
 
 def _attribute(value: Any, name: str) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
+FEW = 24  # cases that take no longer than what they import
 AHEAD = 6  # checks that a worker has before it, so that it need not wait for the next case
 
 
@@ -24,10 +25,12 @@ class ByCase(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         return nodeid.rpartition(":")[0] if self._in_suite in nodeid else nodeid
 
+    def _imports(self, scope: str) -> bool:
+        return scope.rpartition("::")[2] in self._importing
+
     def _assign_work_unit(self, node: Any) -> None:
         if not self._in_order:
-            rest = [scope for scope in self.workqueue if scope.rpartition("::")[2] not in self._importing]
-            for scope in rest:
+            for scope in [scope for scope in self.workqueue if not self._imports(scope)]:
                 self.workqueue.move_to_end(scope)
             self._in_order = True
         if node is not self.nodes[0]:
@@ -35,12 +38,19 @@ class ByCase(LoadScopeScheduling):
         super()._assign_work_unit(node)
 
     def _reschedule(self, node: Any) -> None:
-        while (
-            self.workqueue and not node.shutting_down and self._pending_of(self.assigned_work[node]) < AHEAD
-        ):
-            self._assign_work_unit(node)
+        while not node.shutting_down and self._pending_of(self.assigned_work[node]) < AHEAD:
+            if self._has_no_more_for(node):
+                node.shutdown()
+            else:
+                self._assign_work_unit(node)
+
+    def _has_no_more_for(self, node: Any) -> bool:
+        """Whether nothing is left, or no more than the first worker does sooner than another can begin."""
         if not self.workqueue:
-            super()._reschedule(node)  # which tells it that there is no more
+            return True
+        first, last = self.nodes[0], next(reversed(self.workqueue))
+        few = len(self.workqueue) <= FEW and self._imports(last)
+        return few and node is not first and not first.shutting_down
 
     # Without these two, the work per check grows with the number of checks, some 50,000.
 

@@ -137,31 +137,56 @@ class Worker:
         self.shutting_down = True
 
 
-def test_the_first_worker_begins_with_what_imports_most_and_the_other_at_the_other_end() -> None:
+IDS = [f"x/suite.py::{case}:{check}" for case in "abcdefgh" for check in ("one", "two", "three")]
+Scheduled = tuple[ByCase, Worker, Worker]
+
+
+def scheduled(importing: str) -> Scheduled:
+    """Eight cases of three checks each, handed out to two workers."""
     options = SimpleNamespace(loadscopereorder=False)
     config: Any = SimpleNamespace(getvalue={"tx": ["2*popen"]}.get, option=options)
-    scheduler = ByCase(config, None, "suite.py", {"c", "d"})
-    ids = [f"x/suite.py::{case}:{check}" for case in "abcdefgh" for check in ("one", "two", "three")]
+    scheduler = ByCase(config, None, "suite.py", set(importing))
     workers = Worker("gw0"), Worker("gw1")
     for worker in workers:
         scheduler.add_node(worker)
-        scheduler.add_node_collection(worker, ids)
+        scheduler.add_node_collection(worker, IDS)
     scheduler.schedule()
+    return scheduler, *workers
 
-    def cases(worker: Worker) -> str:
-        given = [ids[index].partition("::")[2].partition(":") for index in worker.given]
-        assert [check for *_, check in given] == ["one", "two", "three"] * (len(given) // 3)
-        return "".join(case for case, *_ in given[::3])
 
-    assert (cases(workers[0]), cases(workers[1])) == ("cd", "hg")
-    assert len(workers[0].given) == AHEAD
-    scheduler.mark_test_complete(workers[0], workers[0].given[0])
-    assert cases(workers[0]) == "cda"
-    for index in workers[1].given[:4]:
-        scheduler.mark_test_complete(workers[1], index)
-    assert cases(workers[1]) == "hgfe"
-    assert not workers[1].shutting_down
-    for index in workers[0].given[1:7]:
-        scheduler.mark_test_complete(workers[0], index)
-    assert cases(workers[0]) == "cdab"
-    assert workers[0].shutting_down
+def cases(worker: Worker) -> str:
+    given = [IDS[index].partition("::")[2].partition(":") for index in worker.given]
+    assert [check for *_, check in given] == ["one", "two", "three"] * (len(given) // 3)
+    return "".join(case for case, *_ in given[::3])
+
+
+def test_the_first_worker_begins_with_what_imports_most_and_the_other_at_the_other_end() -> None:
+    scheduler, first, second = scheduled(importing="cd")
+    assert (cases(first), cases(second)) == ("cd", "hg")
+    assert len(first.given) == AHEAD
+    scheduler.mark_test_complete(first, first.given[0])
+    assert cases(first) == "cda"
+    for index in second.given[:4]:
+        scheduler.mark_test_complete(second, index)
+    assert cases(second) == "hgfe"
+    assert not second.shutting_down
+    for index in first.given[1:7]:
+        scheduler.mark_test_complete(first, index)
+    assert cases(first) == "cdab"
+    assert first.shutting_down
+
+
+def test_the_last_cases_that_import_are_left_to_the_first_worker_as_long_as_it_lives() -> None:
+    scheduler, first, second = scheduled(importing="abcdefg")
+    assert (cases(first), cases(second)) == ("ab", "h")
+    assert second.shutting_down
+    assert not first.shutting_down
+    assert scheduler.remove_node(first) == IDS[0]  # its case is not handed on
+    another = Worker("gw2")
+    scheduler.add_node(another)
+    scheduler.add_node_collection(another, IDS)
+    scheduler.schedule()
+    for index in another.given:  # which grows meanwhile
+        scheduler.mark_test_complete(another, index)
+    assert set(cases(another)) == set("bcdefg")
+    assert another.shutting_down
