@@ -103,7 +103,7 @@ def thousandth(document: Document) -> dict[str, float]:
 
 def breaks(document: Document) -> dict[str, float]:
     """Graph breaks of the reference by method."""
-    return {method: of["reference"] for method, of in document["graph breaks"].items()}
+    return {method: of["reference"] for method, of in document.get("graph breaks", {}).items()}
 
 
 TARGETS = (
