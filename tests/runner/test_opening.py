@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from peft_conformance import opening, report
 from peft_conformance.opening import Options
+from peft_conformance.run import Run
 from peft_conformance.scheduling import AHEAD, ByCase
 from suite_runs import ALONE, PLUGINS, SUITE
 
@@ -120,6 +121,21 @@ def test_any_change_makes_it_another(
     else:
         monkeypatch.setattr(opening, "date", SimpleNamespace(today=lambda: "tomorrow"))
     assert key() != before
+
+
+def test_kept_cases_are_those_that_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEFT_CONFORMANCE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("PEFT_CONFORMANCE_FRESH", raising=False)
+
+    def cases(**asked: Any) -> set[str]:
+        return {case.id for case in Run(Options("reference", **{"matrix": "smoke", **asked})).cases}
+
+    smoke = cases()
+    assert cases() == smoke
+    assert cases(profiles=("checkpoint",)) < smoke < cases(matrix="pairwise")
+    assert cases(api_level="0.12") != smoke
+    assert cases(clauses={"config_json.lora-fields"}) == {"config_json.lora-fields"} < smoke
+    assert cases() == smoke
 
 
 class Worker:
