@@ -105,12 +105,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("row", "turn", "contender"), chunks)
 
 
+def told(item: pytest.Item) -> str:
+    """The line that a test has a part in: its row's, or that of all graph breaks."""
+    row: Row | None = item.callspec.params.get("row")  # type: ignore[attr-defined]
+    return row.id if row else "graph breaks"
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> None:
     """A line for each row, to see how far it is."""
     measured: Measurements = item.config.measurements  # type: ignore[attr-defined]
-    row: Row | None = item.callspec.params.get("row")  # type: ignore[attr-defined]
-    if (id := row.id if row else "graph breaks") not in measured.begun:
+    if (id := told(item)) not in measured.begun:
         measured.begun.add(id)
         reporter = item.config.pluginmanager.get_plugin("terminalreporter")
         reporter.write_line(f"{len(measured.begun)}/{measured.total}  {id}")  # type: ignore[union-attr]
@@ -121,8 +126,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Count the rows that `-k` leaves."""
     measured: Measurements = config.measurements  # type: ignore[attr-defined]
     gc.freeze()  # what is there by now stays: collections between chunks take a hundredth
-    rows = [item.callspec.params.get("row") for item in items]  # type: ignore[attr-defined]
-    measured.total = len({row and row.id for row in rows})
+    measured.total = len({told(item) for item in items})
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> Any:

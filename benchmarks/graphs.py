@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from peft_conformance.expand import fill
 from peft_conformance.language import Suite, find_specs_dir, load_suite
 from peft_conformance.models import build, make_input
 
@@ -22,9 +23,8 @@ def methods() -> list[str]:
 def breaks(library: ModuleType, method: str) -> int:
     """How many there are in one forward pass in training, with the options of the method's card."""
     made: Any = SUITE.method(method)
-    config = getattr(library, made.card["config"]["class"])(
-        target_modules=["layer"], **_plain(made.options())
-    )
+    options = fill(made.options(), {})  # plain lists and mappings
+    config = getattr(library, made.card["config"]["class"])(target_modules=["layer"], **options)
     model = library.get_peft_model(build(SUITE.models[LAYER]), config).base_model.train()
     (x,) = make_input(SUITE.models[LAYER]).values()
     arguments = {}
@@ -32,10 +32,3 @@ def breaks(library: ModuleType, method: str) -> int:
         x, arguments = x[:, None], {"task_ids": torch.zeros(len(x), dtype=torch.long)}
     torch._dynamo.reset()
     return int(torch._dynamo.explain(model)(x, **arguments).graph_break_count)
-
-
-def _plain(value: Any) -> Any:
-    """What YAML was read into, as the lists and dicts that a user would write."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value

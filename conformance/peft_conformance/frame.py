@@ -54,6 +54,28 @@ class Change:
 def violations(modifies: Iterable[Mapping[str, Any]], frame: Mapping[str, Any], cards: Cards) -> list[str]:
     """Everything that changed and that no entry of `modifies` names, as sorted short lines."""
     before, after = frame["before"], frame["after"]
+    tagged = _remembered(cards)
+    allowed = _allowances(modifies, before["entities"], after["entities"], tagged)
+    seen: set[tuple[Any, ...]] = set()
+    lines = []
+    for id, old in before["entities"].items():
+        new = after["entities"].get(id)
+        changes = [Change((id,), ("presence",), "", "gone")] if new is None else _entity(id, old, new, tagged)
+        for change in changes:
+            keys = [key for key in change.keys if key is not None]
+            told = (change.keys[0] if keys else id, change.aspects, change.what)
+            if told in seen or any((key, aspect) in allowed for key in keys for aspect in change.aspects):
+                continue
+            seen.add(told)
+            lines.append(f"{id}: {change.where}: {change.what}" if change.where else f"{id}: {change.what}")
+    for name, value in before["globals"].items():
+        if not plain.equal(value, after["globals"].get(name)) and (name, "global") not in allowed:
+            lines.append(f"{name} changed")
+    return sorted(lines)
+
+
+def _remembered(cards: Cards) -> Tags:
+    """`tags` by these cards, found once for each record."""
     known: dict[int, list[Tagged]] = {}
 
     def tagged(record: Record) -> list[Tagged]:
@@ -61,29 +83,7 @@ def violations(modifies: Iterable[Mapping[str, Any]], frame: Mapping[str, Any], 
             known[id(record)] = tags(record, cards)
         return known[id(record)]
 
-    allowed = _allowances(modifies, before["entities"], after["entities"], tagged)
-    seen: set[tuple[Any, ...]] = set()
-    lines = []
-    for entity, old in before["entities"].items():
-        new = after["entities"].get(entity)
-        changes = (
-            [Change((entity,), ("presence",), "", "gone")]
-            if new is None
-            else _entity(entity, old, new, tagged)
-        )
-        for change in changes:
-            keys = [key for key in change.keys if key is not None]
-            told = (change.keys[0] if keys else entity, change.aspects, change.what)
-            if told in seen or any((key, aspect) in allowed for key in keys for aspect in change.aspects):
-                continue
-            seen.add(told)
-            lines.append(
-                f"{entity}: {change.where}: {change.what}" if change.where else f"{entity}: {change.what}"
-            )
-    for name, value in before["globals"].items():
-        if not plain.equal(value, after["globals"].get(name)) and (name, "global") not in allowed:
-            lines.append(f"{name} changed")
-    return sorted(lines)
+    return tagged
 
 
 def _allowances(

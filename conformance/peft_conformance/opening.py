@@ -70,7 +70,7 @@ def shelf(options: Options) -> Shelf | None:
     description and code, what is installed and where, the day.
     """
     asked = replace(options, selection="")
-    if asked != replace(Options(options.implementation), matrix=options.matrix, profiles=options.profiles):
+    if asked != Options(options.implementation, matrix=options.matrix, profiles=options.profiles):
         return None
     try:
         implementation = find(options.implementation or "")

@@ -104,7 +104,7 @@ class Run:
             return None
         self.implementation = found
         self._learn_level()
-        chosen = self._new_ground().expand(self.options.matrix, self._selected, self.clauses)
+        chosen = self._asked_for()
         brief = " ".join(reason.split())
         header = {**self.describe(), "status": "not-built", "reason": brief, "total": 0}
         return Results(header, left_out=self._count(chosen, brief), complete=False)
@@ -146,20 +146,19 @@ class Run:
         offers, lacks = self.implementation.offers, self.implementation.lacks
         return Ground(self.suite, api_level=self.api_level, offers=offers, lacks=lacks)
 
+    def _asked_for(self) -> Expansion:
+        """The cases that were asked for."""
+        return self._new_ground().expand(self.options.matrix, self._selected, self.clauses)
+
     def _chosen(self) -> tuple[Suite, Expansion]:
-        """The cases that were asked for, with the suite whose clauses they hold; those of all of our own
-        clauses from the cache, if a process has made them before.
+        """The same, with the suite whose clauses they hold; those of all of our own clauses from the cache,
+        if a process has made them before.
         """
-
-        def made() -> tuple[Suite, Expansion]:
-            ground = self._new_ground()
-            return self.suite, ground.expand(self.options.matrix, self._selected, self.clauses)
-
         if self.options.specs is not None or self.clauses is not None:
-            return made()
+            return self.suite, self._asked_for()
         i, options = self.implementation, self.options
         asked = (options.matrix, options.profiles, self.api_level, i.offers, i.lacks)
-        return Shelf("cases", self.suite.specs, asked).kept(made)
+        return Shelf("cases", self.suite.specs, asked).kept(lambda: (self.suite, self._asked_for()))
 
     def _everything(self, clause: str) -> Expansion:
         """A clause at all of its points, on which expectations may fall whatever is run."""

@@ -44,15 +44,21 @@ class Outcome:
         return {line.partition("::")[2].partition(" - ")[0] for line in failed}
 
 
-def arguments(implementation: str | None, specs: Path = SPECS) -> list[str]:
-    """The options that name an implementation, one of ours if there is one of that name, and the specs."""
+def arguments(implementation: str | None, specs: Path | None = SPECS) -> list[str]:
+    """The options that name an implementation, one of ours if there is one of that name, and the specs, which
+    are the suite's own for None.
+    """
     described = IMPLEMENTATIONS / f"{implementation}.yaml"
     chosen = [f"--impl={described if described.is_file() else implementation}"] if implementation else []
-    return [*PLUGINS, f"--specs={specs}", *chosen, "-oaddopts="]
+    return [*PLUGINS, *([f"--specs={specs}"] if specs else []), *chosen, "-oaddopts="]
 
 
 def run_suite(
-    folder: Path, implementation: str, *more: str, specs: Path = SPECS, suite: tuple[str, ...] = SUITE
+    folder: Path,
+    implementation: str,
+    *more: str,
+    specs: Path | None = SPECS,
+    suite: tuple[str, ...] = SUITE,
 ) -> Outcome:
     """Run the suite from `folder`; what the tiny implementation is asked to do is logged in `calls.log`."""
     paths = [str(IMPLEMENTATIONS), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +13,7 @@ from peft_conformance import opening, report
 from peft_conformance.opening import Options
 from peft_conformance.run import Run
 from peft_conformance.scheduling import AHEAD, ByCase
-from suite_runs import ALONE, PLUGINS, SUITE
+from suite_runs import run_suite
 
 TELLS = """
 import sys
@@ -30,23 +28,20 @@ offers: [inject]
 """
 
 
-def run(folder: Path, *words: str) -> str:
-    """The real suite under two workers, with a cache of its own."""
-    (folder / "tells.py").write_text(TELLS)
-    paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-    cache = str(folder / "cache")
-    environment = {**os.environ, **ALONE, "PYTHONPATH": paths, "PEFT_CONFORMANCE_CACHE": cache}
-    environment.pop("PEFT_CONFORMANCE_FRESH", None)
-    command = [sys.executable, "-m", "pytest", *SUITE, *PLUGINS, "-p", "tells", "-oaddopts=", "-n2"]
-    command += ["--impl=reference", "--matrix=smoke", *words]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-    ).stdout
+def test_the_second_run_needs_no_torch_before_its_workers_and_reports_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tells.py").write_text(TELLS)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PEFT_CONFORMANCE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("PEFT_CONFORMANCE_FRESH", raising=False)
 
+    def run(selected: str, folder: str) -> str:
+        words = ("-p", "tells", "-n2", "--matrix=smoke", "-k", selected, f"--report={folder}")
+        return run_suite(tmp_path, "reference", *words, specs=None).text
 
-def test_the_second_run_needs_no_torch_before_its_workers_and_reports_the_same(tmp_path: Path) -> None:
-    first = run(tmp_path, "-k", "inject.several or counts.pages", "--report=first")
-    second = run(tmp_path, "-k", "inject.several", "--report=second")
+    first = run("inject.several or counts.pages", "first")
+    second = run("inject.several", "second")
     assert "the controller has torch: True" in first
     assert "the controller has torch: False" in second
     one, two = (report.read(tmp_path / name / report.FILE) for name in ("first", "second"))
